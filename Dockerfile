@@ -1,0 +1,22 @@
+FROM python:3.13-slim-bookworm AS dependencies
+RUN python -m venv /venv
+COPY requirements.lock .
+RUN --mount=type=cache,target=/root/.cache/pip \
+    /venv/bin/pip install --disable-pip-version-check --require-hashes --requirement requirements.lock
+
+FROM python:3.13-slim-bookworm
+ENV PATH=/venv/bin:$PATH \
+    PYTHONUNBUFFERED=1
+WORKDIR /heroes
+COPY --from=dependencies /venv /venv
+COPY alembic.ini ./
+COPY migrations migrations
+COPY app app
+# /data is for a SQLite file: the user needs the folder too, where SQLite keeps its log beside the file.
+RUN python -m compileall -q app migrations && useradd --uid 10001 heroes && install -d -o heroes /data
+USER heroes
+EXPOSE 8000
+HEALTHCHECK --start-period=5s --start-interval=1s --interval=10s --timeout=3s \
+    CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
+# The launch configuration; the Makefile has the same, and a test holds the two together.
+CMD ["uvicorn", "app.main:app", "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "20", "--host", "0.0.0.0"]

@@ -1,0 +1,56 @@
+# What a developer does with the project. `make` alone lists it.
+
+PYTHON ?= python3
+PORT ?= 8000
+BIN := .venv/bin
+
+# The launch configuration; the Dockerfile has the same, and a test holds the two together.
+# A connection is kept longer than a load balancer keeps it (60 s), so that it is never closed under a request.
+UVICORN := uvicorn app.main:app --timeout-keep-alive 75 --timeout-graceful-shutdown 20
+
+.PHONY: help install run test test-slow lint types drift format lock clean
+
+help: ## List the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+install: .venv/installed ## Make .venv with everything that is locked
+
+.venv/installed: requirements-dev.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed: make PYTHON=/path/to/python3.11")'
+	$(PYTHON) -m venv --clear .venv
+	$(BIN)/pip install --quiet --disable-pip-version-check --require-hashes --requirement requirements-dev.lock
+	@touch $@
+
+run: install ## Migrate the database and serve on PORT (8000); DATABASE_URL names another than database.db
+	$(BIN)/alembic upgrade head
+	exec $(BIN)/$(UVICORN) --port $(PORT)
+
+test: install ## Test on SQLite and on a Postgres that the tests start
+	$(BIN)/pytest
+
+test-slow: install ## Run the tests that `make test` leaves out
+	$(BIN)/pytest -m slow
+
+lint: install ## Check style
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+
+types: install ## Check types
+	$(BIN)/mypy
+
+drift: install ## Check that models and migrations agree, on a new database
+	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && export DATABASE_URL="sqlite:///$$folder/drift.db" && \
+	$(BIN)/alembic upgrade head && $(BIN)/alembic check
+
+format: install ## Put the code in its form
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+lock: install ## Lock the newest versions of all dependencies
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock" \
+		--output-file requirements.lock pyproject.toml
+	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock" \
+		--output-file requirements-dev.lock --constraints requirements.lock --group dev pyproject.toml
+
+clean: ## Remove what the other targets made
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache database.db database.db-shm database.db-wal

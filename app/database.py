@@ -1,0 +1,203 @@
+"""The database: which URLs are understood, and engines set up for what stands behind them."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Self
+
+from sqlalchemy import URL, BigInteger, Connection, Integer, event, make_url
+from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import ArgumentError
+from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.pool import ConnectionPoolEntry
+from sqlmodel import SQLModel
+
+# Postgres's own default names, so that a table made by create_all and one made by a migration are alike.
+SQLModel.metadata.naming_convention = {
+    "ix": "ix_%(column_0_label)s",
+    "pk": "%(table_name)s_pkey",
+    "uq": "%(table_name)s_%(column_0_N_name)s_key",
+    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
+    "ck": "%(table_name)s_%(constraint_name)s_check",
+}
+
+# 64 bits on both: SQLite's INTEGER is that wide already, and only a column of that name numbers its rows.
+BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+PORTS = range(1, 2**16)
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+
+# What asyncpg reads in a URL as libpq does. Where a set of values follows, any other is refused here, at start: asyncpg
+# would refuse it too, but at every request.
+POSTGRES_PARAMETERS: Mapping[str, frozenset[str] | None] = {
+    "application_name": None,
+    "channel_binding": frozenset({"disable", "prefer", "require"}),
+    "host": None,
+    "options": None,
+    "passfile": None,
+    "port": None,
+    "sslcert": None,
+    "sslcrl": None,
+    "sslkey": None,
+    "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
+    "sslrootcert": None,
+    "target_session_attrs": frozenset({"any", "primary", "standby", "read-write", "read-only", "prefer-standby"}),
+}
+
+
+class Database:
+    """The engines of one process, one for each way to the database. Nothing connects before it is used.
+
+    - `writes`: transactions. On SQLite it is a single connection, so that writers queue in the process instead of
+      fighting over the file.
+    - `reads`: no transaction, each statement on its own. On Postgres it shares the pool of `writes`; on SQLite it has
+      `pool_size` connections that can't write, and that no writer holds up.
+    - `probes`: one connection beside the pools, so that a health check never queues behind requests.
+    """
+
+    def __init__(
+        self, url: URL, *, pool_size: int, lock_timeout: float, statement_timeout: float, sqlite_synchronous: str
+    ) -> None:
+        """Take the timeouts in seconds."""
+        if is_sqlite(url):
+            session: dict[str, object] = {
+                "busy_timeout": int(lock_timeout * 1000),
+                "journal_mode": "WAL",
+                "synchronous": sqlite_synchronous,
+                "foreign_keys": "ON",
+            }
+            readonly = session | {"query_only": "ON"}
+            self.writes = create_engine(url, session, pool_size=1, max_overflow=0)
+            self.reads = create_engine(url, readonly, pool_size=pool_size, max_overflow=0, isolation_level="AUTOCOMMIT")
+            self.probes = create_engine(url, readonly, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+        else:
+            session = {
+                "lock_timeout": int(lock_timeout * 1000),
+                "statement_timeout": int(statement_timeout * 1000),
+            }
+            self.writes = create_engine(url, session, pool_size=pool_size, max_overflow=0)
+            self.reads = self.writes.execution_options(isolation_level="AUTOCOMMIT")
+            self.probes = create_engine(url, session, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+
+    async def __aenter__(self) -> Self:
+        """Be used for the length of a block."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close every connection."""
+        for engine in (self.writes, self.reads, self.probes):
+            await engine.dispose()
+
+
+def is_sqlite(url: URL) -> bool:
+    """Tell the one database from the other."""
+    return url.get_backend_name() == "sqlite"
+
+
+def create_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
+    """Build an engine whose every connection starts with the settings in `session`.
+
+    Args:
+        url: as `parse_url` gives it.
+        session: parameters of Postgres, or pragmas of SQLite.
+        options: of SQLAlchemy's `create_async_engine`.
+    """
+    if is_sqlite(url):
+        return _sqlite_engine(url, session, **options)
+    return _postgres_engine(url, session, **options)
+
+
+def _postgres_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
+    parameters = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    # asyncpg has no channel binding: what a hosting company's URL asks of it can only be left out.
+    parameters.pop("channel_binding", None)
+    # As command line options, because there the last one counts: what the URL says overrides what we say.
+    ours = [f"-c {name}={value}" for name, value in session.items()]
+    parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
+    # asyncpg reads the URL itself: it knows more of libpq's parameters than SQLAlchemy passes on.
+    dsn = url.set(drivername="postgresql", query=parameters).render_as_string(hide_password=False)
+    return create_async_engine(
+        "postgresql+asyncpg://", connect_args={"dsn": dsn, "timeout": 5}, hide_parameters=True, **options
+    )
+
+
+def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
+    autocommit = options.get("isolation_level") == "AUTOCOMMIT"
+    engine = create_async_engine(
+        url,
+        # The driver shall begin no transactions: it leaves SELECT and DDL outside of them.
+        connect_args={"isolation_level": None},
+        hide_parameters=True,
+        skip_autocommit_rollback=autocommit,
+        **options,
+    )
+
+    @event.listens_for(engine.sync_engine, "connect")
+    def set_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+        cursor = connection.cursor()
+        for name, value in session.items():
+            cursor.execute(f"PRAGMA {name} = {value}")
+        cursor.close()
+
+    if not autocommit:
+
+        @event.listens_for(engine.sync_engine, "begin")
+        def begin_immediate(connection: Connection) -> None:
+            # A transaction that reads first and writes later does not wait for the lock: it fails.
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
+
+    return engine
+
+
+def parse_url(text: str) -> URL:
+    """Understand a database URL as people and hosting companies write it.
+
+    Returns:
+        The URL with the driver that this service uses.
+
+    Raises:
+        ValueError: this service can't use it. The message never repeats the URL.
+    """
+    try:
+        url = make_url(text)
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            "this is not a URL such as sqlite:///database.db or postgresql://user:password@host:5432/name"
+        ) from None
+    name, _, driver = url.drivername.partition("+")
+    if name not in DRIVERS:
+        raise ValueError(f"the database {name!r} is not supported, only sqlite:// and postgresql:// are")
+    url = url.set(drivername=DRIVERS[name])
+    if driver not in {"", url.get_driver_name()}:
+        raise ValueError(f"the driver {driver!r} is not supported, leave it out or write {url.drivername}://")
+    if is_sqlite(url):
+        _check_sqlite(url)
+    else:
+        _check_postgres(url)
+    return url
+
+
+def _check_sqlite(url: URL) -> None:
+    if url.query:
+        raise ValueError(f"the parameter {next(iter(url.query))!r} is not understood, a SQLite URL takes none")
+    if url.host:
+        raise ValueError("a SQLite URL has three slashes before a relative path and four before an absolute one")
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ValueError(
+            "a SQLite database in memory (:memory:) is not supported, name a file as in sqlite:///database.db"
+        )
+    path = Path(url.database)
+    if path.is_dir() or not path.parent.is_dir():
+        raise ValueError("the SQLite file can't be there, name a file in a folder that exists")
+
+
+def _check_postgres(url: URL) -> None:
+    for name, value in url.query.items():
+        if name not in POSTGRES_PARAMETERS:
+            raise ValueError(f"the parameter {name!r} is not understood, leave it out")
+        allowed = POSTGRES_PARAMETERS[name]
+        if allowed and value not in allowed:
+            raise ValueError(f"the parameter {name!r} must be one of {', '.join(sorted(allowed))}")
+    if "@" in (url.host or ""):
+        raise ValueError("write an @ in the user or password as %40")
+    if url.port is not None and url.port not in PORTS:
+        raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")

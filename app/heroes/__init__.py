@@ -1,0 +1,1 @@
+"""Heroes: the one resource of this service, and the pattern for the next."""

@@ -1,0 +1,52 @@
+"""The service: which resources it has, and what they live on."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from alembic.config import Config
+from alembic.script import ScriptDirectory
+from fastapi import FastAPI, Request
+from fastapi.responses import RedirectResponse
+
+from app import health
+from app.database import Database
+from app.heroes import routes as heroes
+from app.schema import Schema
+from app.sessions import Sessions
+from app.settings import Settings
+
+ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """Put the service together. It opens nothing until its lifespan starts."""
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        async with Database(
+            settings.database_url,
+            pool_size=settings.pool_size,
+            lock_timeout=settings.lock_timeout,
+            statement_timeout=settings.statement_timeout,
+            sqlite_synchronous=settings.sqlite_synchronous,
+        ) as database:
+            schema = Schema(database.probes, ScriptDirectory.from_config(Config(ALEMBIC_INI)))
+            await schema.look()  # so that the log tells at once what is missing
+            app.state.database = database
+            app.state.schema = schema
+            app.state.sessions = Sessions(database, schema)
+            yield
+
+    app = FastAPI(title="Heroes", version="0.1.0", lifespan=lifespan, redirect_slashes=False)
+    app.include_router(heroes.router)
+    app.include_router(health.router)
+
+    @app.get("/", include_in_schema=False)
+    async def show_documentation(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{request.scope['root_path']}/docs")
+
+    return app
+
+
+app = create_app(Settings.from_environment())

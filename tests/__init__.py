@@ -1,0 +1,1 @@
+"""The tests: facts about the service, told over HTTP, on both databases."""

@@ -1,0 +1,58 @@
+"""The tutorial's contract: its client gets the same answers here, to the byte."""
+
+import asyncio
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.processes import free_port, server
+
+SESSION: list[tuple[str, str, dict[str, Any] | None]] = [
+    ("GET", "/heroes/", None),
+    ("GET", "/heroes/1", None),
+    ("POST", "/heroes/", {"name": "Deadpond", "secret_name": "Dive Wilson"}),
+    ("POST", "/heroes/", {"name": "Rusty-Man", "age": 48, "secret_name": "Tommy Sharp"}),
+    (
+        "POST",
+        "/heroes/",
+        {"name": "Spider-Boy", "age": None, "secret_name": "Pedro Parqueador", "id": 9, "power": "webs"},
+    ),
+    ("POST", "/heroes/", {"name": 'Zo\N{LATIN SMALL LETTER E WITH DIAERESIS} "\\/\t\N{SUPERHERO}', "secret_name": "x"}),
+    ("GET", "/heroes/", None),
+    ("GET", "/heroes/?offset=1&limit=2", None),
+    ("GET", "/heroes/?limit=0", None),
+    ("GET", "/heroes/?offset=1000", None),
+    ("GET", "/heroes/?unknown=1", None),
+    ("GET", "/heroes/2", None),
+    ("PATCH", "/heroes/2", {"name": "Rusty-Woman"}),
+    ("PATCH", "/heroes/2", {"age": None, "id": 9}),
+    ("PATCH", "/heroes/2", {"secret_name": "Tammy Sharp"}),
+    ("PATCH", "/heroes/2", {}),
+    ("PATCH", "/heroes/99", {"age": 1}),
+    ("DELETE", "/heroes/1", None),
+    ("DELETE", "/heroes/1", None),
+    ("GET", "/heroes/1", None),
+    ("GET", "/heroes/", None),
+    ("GET", "/nowhere", None),
+]
+
+
+@pytest.fixture
+def tutorial(tmp_path: Path) -> Iterator[httpx.Client]:
+    """The tutorial's own design, running."""
+    port = free_port()
+    command = ("uvicorn", "bench.contenders.tutorial:app", "--port", str(port))
+    changes = {"DATABASE_URL": f"sqlite:///{tmp_path}/database.db"}
+    with server(*command, port=port, changes=changes) as client:
+        yield client
+
+
+async def test_every_answer_of_a_session_is_the_tutorials(tutorial: httpx.Client, client: httpx.AsyncClient) -> None:
+    for method, path, body in SESSION:
+        theirs = await asyncio.to_thread(tutorial.request, method, path, json=body)
+        ours = await client.request(method, path, json=body)
+        assert (method, path, ours.status_code, ours.content) == (method, path, theirs.status_code, theirs.content)
+        assert ours.headers["Content-Type"] == theirs.headers["Content-Type"]

@@ -1,0 +1,181 @@
+"""The URLs that are understood, and what every connection is set up with."""
+
+import asyncio
+import secrets
+from pathlib import Path
+
+import pytest
+from sqlalchemy import URL, Connection, event, text
+from sqlalchemy.exc import DBAPIError
+
+from app.database import Database, create_engine, is_sqlite, parse_url
+from app.main import create_app
+from app.settings import Settings
+from tests.conftest import execute, running
+from tests.processes import run, spell
+
+
+def opened(url: URL) -> Database:
+    return Database(url, pool_size=2, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL")
+
+
+class TestURL:
+    @pytest.mark.parametrize(
+        ("written", "understood"),
+        [
+            ("sqlite:///database.db", "sqlite+aiosqlite:///database.db"),
+            ("sqlite+aiosqlite:///database.db", "sqlite+aiosqlite:///database.db"),
+            ("sqlite:////tmp/database.db", "sqlite+aiosqlite:////tmp/database.db"),
+            ("postgres://h/d", "postgresql+asyncpg://h/d"),
+            ("postgres+asyncpg://h/d", "postgresql+asyncpg://h/d"),
+            ("postgresql://h/d", "postgresql+asyncpg://h/d"),
+            ("postgresql+asyncpg://u:p@h:5433/d", "postgresql+asyncpg://u:p@h:5433/d"),
+            ("postgresql://u:p%40%25%2F@h/d", "postgresql+asyncpg://u:p%40%25%2F@h/d"),
+            ("postgresql:///d?host=/run/postgresql", "postgresql+asyncpg:///d?host=%2Frun%2Fpostgresql"),
+            (
+                "postgres://u:p@h/d?sslmode=require&channel_binding=require&application_name=x&options=-cgeqo%3Doff",
+                "postgresql+asyncpg://u:p@h/d?sslmode=require&channel_binding=require&application_name=x&options=-cgeqo%3Doff",
+            ),
+        ],
+    )
+    def test_it_is_understood(self, written: str, understood: str) -> None:
+        assert spell(parse_url(written)) == spell(parse_url(understood))
+        assert parse_url(written).drivername == understood.partition(":")[0]
+
+    @pytest.mark.parametrize(
+        ("url", "reason"),
+        [
+            ("", "not a URL"),
+            ("hunter2", "not a URL"),
+            ("postgresql://u:hunter2@h:port/d", "not a URL"),
+            ("mysql://u:hunter2@h/d", "'mysql'"),
+            ("postgresql+psycopg://u:hunter2@h/d", "'psycopg'"),
+            ("sqlite+pysqlite:///hunter2.db", "'pysqlite'"),
+            ("postgresql://u:hunter2@h/d?sslmod=require", "'sslmod'"),
+            ("postgresql://u:hunter2@h/d?sslmode=hunter2", "'sslmode' must be one of"),
+            ("postgresql://u:hunter2@h/d?channel_binding=hunter2", "'channel_binding' must be one of"),
+            ("postgresql://u:hunter2@x@h/d", "%40"),
+            ("postgresql://u:hunter2@h:99999/d", "from 1 to 65535"),
+            ("sqlite://", ":memory:"),
+            ("sqlite:///:memory:", ":memory:"),
+            ("sqlite:///file::memory:?cache=shared", "'cache'"),
+            ("sqlite:///file:hunter2", ":memory:"),
+            ("sqlite:///database.db?mode=memory", "'mode'"),
+            ("sqlite://hunter2/database.db", "three slashes"),
+            ("sqlite:////no/such/folder/hunter2.db", "folder that exists"),
+            ("sqlite:////tmp", "folder that exists"),
+        ],
+    )
+    def test_it_is_refused_with_a_reason_that_does_not_repeat_it(self, url: str, reason: str) -> None:
+        with pytest.raises(ValueError, match=reason) as refusal:
+            parse_url(url)
+        assert "hunter2" not in str(refusal.value)
+
+
+class TestPassword:
+    PASSWORD = "p@ss%w/:#?&"  # noqa: S105 - what makes a URL hard to read
+
+    @pytest.fixture
+    def secured(self, postgres: URL) -> URL:
+        """A database whose owner needs the password, which the server really asks for."""
+        name = f"owner_{secrets.token_hex(4)}"
+        execute(postgres, f"CREATE ROLE {name} LOGIN PASSWORD '{self.PASSWORD}'")
+        execute(postgres, f"CREATE DATABASE {name} OWNER {name}")
+        hba = Path(str(execute(postgres, "SHOW hba_file")))
+        if hba.exists():  # the tests' own server trusts everybody else
+            hba.write_text(f"local {name} {name} scram-sha-256\n{hba.read_text()}")
+            execute(postgres, "SELECT pg_reload_conf()")
+        return postgres.set(username=name, password=self.PASSWORD, database=name)
+
+    async def test_it_may_hold_the_marks_of_a_url(self, secured: URL) -> None:
+        written = spell(secured)
+        result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": written})
+        assert result.returncode == 0, result.stdout
+        async with running(create_app(Settings(database_url=parse_url(written)))) as client:
+            assert (await client.get("/heroes/")).status_code == 200
+
+    async def test_a_wrong_one_is_refused_by_the_server(self, secured: URL) -> None:
+        wrong = secured.set(password=self.PASSWORD.upper())
+        result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": spell(wrong)})
+        assert result.returncode != 0
+
+
+class TestConnection:
+    async def test_postgres_limits_every_statement_in_the_database_itself(self, postgres: URL) -> None:
+        async with opened(postgres) as database:
+            for engine in (database.writes, database.reads, database.probes):
+                async with engine.connect() as connection:
+                    assert await connection.scalar(text("SHOW lock_timeout")) == "3s"
+                    assert await connection.scalar(text("SHOW statement_timeout")) == "7s"
+
+    async def test_what_the_url_says_to_postgres_counts(self, postgres: URL) -> None:
+        query = {"options": "-c statement_timeout=9000", "application_name": "ours", "sslmode": "prefer"}
+        async with opened(postgres.update_query_dict(query)) as database, database.writes.connect() as connection:
+            assert await connection.scalar(text("SHOW statement_timeout")) == "9s"
+            assert await connection.scalar(text("SHOW application_name")) == "ours"
+
+    async def test_sqlite_is_set_up_for_many_readers_beside_a_writer(self, tmp_path: Path) -> None:
+        async with opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database:
+            for engine in (database.writes, database.reads, database.probes):
+                async with engine.connect() as connection:
+                    assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
+                    assert await connection.scalar(text("PRAGMA synchronous")) == 2
+                    assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+                    assert await connection.scalar(text("PRAGMA busy_timeout")) == 3000
+
+    async def test_a_reader_on_sqlite_waits_for_no_writer_and_can_not_write(self, tmp_path: Path) -> None:
+        async with opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database:
+            async with database.writes.begin() as writer:
+                await writer.execute(text("CREATE TABLE t (x)"))
+            async with database.writes.begin() as writer, database.reads.connect() as reader:
+                await writer.execute(text("INSERT INTO t VALUES (1)"))
+                assert await reader.scalar(text("SELECT count(*) FROM t")) == 0
+                with pytest.raises(DBAPIError, match="readonly"):
+                    await reader.execute(text("INSERT INTO t VALUES (2)"))
+
+    async def test_a_sqlite_transaction_that_reads_first_can_still_write(self, tmp_path: Path) -> None:
+        """Deferred transactions fail here, at once and whatever the busy timeout: both have read the same state."""
+
+        async def increment(database: Database) -> None:
+            async with database.writes.begin() as writer:
+                value = await writer.scalar(text("SELECT x FROM t"))
+                await asyncio.sleep(0.01)
+                await writer.execute(text("UPDATE t SET x = :x"), {"x": value + 1})
+
+        url = parse_url(f"sqlite:///{tmp_path}/x.db")
+        async with opened(url) as one, opened(url) as other:
+            async with one.writes.begin() as writer:
+                await writer.execute(text("CREATE TABLE t (x)"))
+                await writer.execute(text("INSERT INTO t VALUES (0)"))
+            await asyncio.gather(*(increment(database) for database in [one, other] * 10))
+            async with one.reads.connect() as reader:
+                assert await reader.scalar(text("SELECT x FROM t")) == 20
+
+    async def test_the_text_of_a_database_error_holds_no_parameters(self, url: URL) -> None:
+        async with opened(url) as database:
+            for engine in (database.writes, database.reads):
+                async with engine.connect() as connection:
+                    with pytest.raises(DBAPIError) as failure:
+                        await connection.execute(text("SELECT no_such_function(:secret)"), {"secret": "Dive Wilson"})
+                    assert "Dive Wilson" not in str(failure.value)
+
+    async def test_a_read_needs_no_transaction(self, url: URL) -> None:
+        statements: list[str] = []
+        async with opened(url) as database:
+
+            @event.listens_for(database.reads.sync_engine, "before_cursor_execute")
+            def record(_: Connection, __: object, statement: str, *___: object) -> None:
+                statements.append(statement)
+
+            async with database.reads.connect() as reader:
+                await reader.execute(text("SELECT 1"))
+                connection = await reader.get_raw_connection()
+                driver = connection.driver_connection
+                assert driver is not None
+                assert not (driver.in_transaction if is_sqlite(url) else driver.is_in_transaction())
+        assert statements == ["SELECT 1"]
+
+
+def test_create_engine_opens_nothing(tmp_path: Path) -> None:
+    create_engine(parse_url(f"sqlite:///{tmp_path}/x.db"), {})
+    assert not list(tmp_path.iterdir())

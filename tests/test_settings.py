@@ -1,0 +1,50 @@
+"""What operators can set, and what they are told when it is wrong."""
+
+from pathlib import Path
+
+import pytest
+
+from app.settings import Settings
+from tests.processes import ROOT, run
+
+COMMANDS = {
+    "uvicorn": ("uvicorn", "app.main:app"),
+    "alembic": ("alembic", "current"),
+    "fastapi": ("fastapi", "run"),
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        (
+            "DATABASE_URL",
+            "mysql://root:hunter2@h/d",
+            "DATABASE_URL: the database 'mysql' is not supported, only sqlite:// and postgresql:// are.",
+        ),
+        ("POOL_SIZE", "hunter2", "POOL_SIZE: Input should be a valid integer, unable to parse string as an integer."),
+    ],
+)
+def test_a_refused_start_says_what_to_mend_in_one_sentence_without_the_value(
+    command: str, name: str, value: str, sentence: str
+) -> None:
+    result = run(*COMMANDS[command], changes={name: value})
+    assert result.returncode != 0
+    assert sentence in result.stdout.splitlines()
+    assert "hunter2" not in result.stdout
+    assert "Traceback" not in result.stdout
+
+
+def test_without_any_setting_the_database_is_a_file_in_the_working_directory(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.delenv("DATABASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+    assert Settings().database_url.database == "database.db"
+
+
+def test_the_readme_lists_every_setting_with_its_default_and_its_reason() -> None:
+    readme = (ROOT / "README.md").read_text()
+    for name, field in Settings.model_fields.items():
+        assert f"| `{name.upper()}` | `{field.default}` | {field.description} |" in readme
