@@ -109,7 +109,12 @@ class TestConnection:
                     assert await connection.scalar(text("SHOW statement_timeout")) == "7s"
 
     async def test_what_the_url_says_to_postgres_counts(self, postgres: URL) -> None:
-        query = {"options": "-c statement_timeout=9000", "application_name": "ours", "sslmode": "prefer"}
+        query = {
+            "application_name": "ours",
+            "channel_binding": "require",
+            "options": "-c statement_timeout=9000",
+            "sslmode": "prefer",
+        }
         async with opened(postgres.update_query_dict(query)) as database, database.writes.connect() as connection:
             assert await connection.scalar(text("SHOW statement_timeout")) == "9s"
             assert await connection.scalar(text("SHOW application_name")) == "ours"
