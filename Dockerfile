@@ -6,7 +6,8 @@ RUN --mount=type=cache,target=/root/.cache/pip \
 
 FROM python:3.13-slim-bookworm
 ENV PATH=/venv/bin:$PATH \
-    PYTHONUNBUFFERED=1
+    PYTHONUNBUFFERED=1 \
+    DATABASE_URL=sqlite:////data/database.db
 WORKDIR /heroes
 COPY --from=dependencies /venv /venv
 COPY alembic.ini ./
@@ -14,7 +15,7 @@ COPY migrations migrations
 COPY app app
 # /data is for a SQLite file: the user needs the folder too, where SQLite keeps its log beside the file.
 RUN python -m compileall -q app migrations && useradd --uid 10001 heroes && install -d -o heroes /data
-USER heroes
+USER 10001
 EXPOSE 8000
 HEALTHCHECK --start-period=5s --start-interval=1s --interval=10s --timeout=3s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]

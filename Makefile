@@ -43,7 +43,7 @@ drift: install ## Check that models and migrations agree, on a new database
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check
 
 format: install ## Put the code in its form
-	$(BIN)/ruff check --fix
+	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
 lock: install ## Lock the newest versions of all dependencies

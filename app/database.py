@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
+from urllib.parse import urlsplit
 
 from sqlalchemy import URL, BigInteger, Connection, Integer, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
@@ -59,16 +60,12 @@ class Database:
     ) -> None:
         """Take the timeouts in seconds."""
         if is_sqlite(url):
-            session: dict[str, object] = {
-                "busy_timeout": int(lock_timeout * 1000),
-                "journal_mode": "WAL",
-                "synchronous": sqlite_synchronous,
-                "foreign_keys": "ON",
-            }
-            readonly = session | {"query_only": "ON"}
-            self.writes = create_engine(url, session, pool_size=1, max_overflow=0)
-            self.reads = create_engine(url, readonly, pool_size=pool_size, max_overflow=0, isolation_level="AUTOCOMMIT")
-            self.probes = create_engine(url, readonly, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+            session: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
+            writing = session | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
+            reading = session | {"query_only": "ON"}
+            self.writes = create_engine(url, writing, pool_size=1, max_overflow=0)
+            self.reads = create_engine(url, reading, pool_size=pool_size, max_overflow=0, isolation_level="AUTOCOMMIT")
+            self.probes = create_engine(url, reading, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
         else:
             session = {
                 "lock_timeout": int(lock_timeout * 1000),
@@ -159,6 +156,7 @@ def parse_url(text: str) -> URL:
     """
     try:
         url = make_url(text)
+        urlsplit(url.render_as_string(hide_password=False))  # as asyncpg will read it
     except (ArgumentError, ValueError):
         raise ValueError(
             "this is not a URL such as sqlite:///database.db or postgresql://user:password@host:5432/name"
@@ -186,7 +184,7 @@ def _check_sqlite(url: URL) -> None:
             "a SQLite database in memory (:memory:) is not supported, name a file as in sqlite:///database.db"
         )
     path = Path(url.database)
-    if path.is_dir() or not path.parent.is_dir():
+    if url.database.endswith("/") or not path.parent.is_dir() or path.is_dir():
         raise ValueError("the SQLite file can't be there, name a file in a folder that exists")
 
 
@@ -197,7 +195,10 @@ def _check_postgres(url: URL) -> None:
         allowed = POSTGRES_PARAMETERS[name]
         if allowed and value not in allowed:
             raise ValueError(f"the parameter {name!r} must be one of {', '.join(sorted(allowed))}")
+        if not isinstance(value, str) and name not in {"host", "port"}:
+            raise ValueError(f"the parameter {name!r} is given twice")
+    ports = str(url.query.get("port", url.port or 5432))
+    if not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports.split(",")):
+        raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")
     if "@" in (url.host or ""):
         raise ValueError("write an @ in the user or password as %40")
-    if url.port is not None and url.port not in PORTS:
-        raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")

@@ -24,14 +24,15 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with Database(
+        database = Database(
             settings.database_url,
             pool_size=settings.pool_size,
             lock_timeout=settings.lock_timeout,
             statement_timeout=settings.statement_timeout,
             sqlite_synchronous=settings.sqlite_synchronous,
-        ) as database:
-            schema = Schema(database.probes, ScriptDirectory.from_config(Config(ALEMBIC_INI)))
+        )
+        script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+        async with database, Schema(database.probes, script) as schema:
             await schema.look()  # so that the log tells at once what is missing
             app.state.database = database
             app.state.schema = schema

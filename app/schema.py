@@ -3,10 +3,10 @@
 import asyncio
 import logging
 import time
+from typing import Self
 
-from alembic.migration import MigrationContext
 from alembic.script import ScriptDirectory
-from sqlalchemy import Connection
+from sqlalchemy import Connection, column, inspect, select, table
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncEngine
 
@@ -16,6 +16,7 @@ log = logging.getLogger(__name__)
 
 TIME_LIMIT = 1.0  # seconds that the database has to tell its revision
 INTERVAL = 1.0  # seconds between two looks for the sake of requests
+ALEMBIC_VERSION = table("alembic_version", column("version_num"))
 
 
 class Schema:
@@ -33,6 +34,15 @@ class Schema:
         self._problem: str | None = None
         self._looking: asyncio.Task[None] | None = None
         self._looked_at = float("-inf")
+
+    async def __aenter__(self) -> Self:
+        """Be used for the length of a block."""
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        """Wait for a look that is still under way."""
+        if self._looking is not None:
+            await self._looking
 
     async def require(self) -> None:
         """Let a database operation pass.
@@ -66,12 +76,13 @@ class Schema:
         await asyncio.shield(self._looking)
 
     async def _ask(self) -> None:
-        problem = None
+        problem, cause = None, ""
         try:
             async with asyncio.timeout(TIME_LIMIT), self._engine.connect() as connection:
                 have = await connection.run_sync(_revisions)
         except (OSError, TimeoutError, SQLAlchemyError) as error:
-            problem = f"The database does not answer ({type(error).__name__})."
+            problem = "The database does not answer."
+            cause = f" {type(error).__name__}: {getattr(error, 'orig', error)}"
         else:
             # Unknown revisions come from a newer release.
             self._current = self.needs in have or bool(have - self._known)
@@ -81,10 +92,12 @@ class Schema:
                     " run 'alembic upgrade head'."
                 )
         if problem != self._problem:
-            log.warning(problem or "The database is ready.")
+            log.warning("%s%s", problem or "The database is ready.", cause)
         self._problem = problem
         self._looked_at = time.monotonic()
 
 
 def _revisions(connection: Connection) -> frozenset[str]:
-    return frozenset(MigrationContext.configure(connection).get_current_heads())
+    if not inspect(connection).has_table(ALEMBIC_VERSION.name):
+        return frozenset()
+    return frozenset(connection.scalars(select(ALEMBIC_VERSION.c.version_num)))

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Annotated, cast
+from typing import Annotated
 
 from fastapi import Depends, Request
 from sqlalchemy.ext.asyncio import async_sessionmaker
@@ -43,17 +43,13 @@ class Sessions:
             yield session
 
 
-def _sessions(request: Request) -> Sessions:
-    return cast(Sessions, request.app.state.sessions)
-
-
 async def _transaction(request: Request) -> AsyncIterator[AsyncSession]:
-    async with _sessions(request).transaction() as session:
+    async with request.app.state.sessions.transaction() as session:
         yield session
 
 
 async def _reading(request: Request) -> AsyncIterator[AsyncSession]:
-    async with _sessions(request).reading() as session:
+    async with request.app.state.sessions.reading() as session:
         yield session
 
 

@@ -8,6 +8,8 @@ from sqlalchemy import URL
 
 from app.database import parse_url
 
+MAX_TIMEOUT = 2_147_483  # seconds: the databases count milliseconds in 32 bits
+
 
 class Settings(BaseSettings):
     """The settings of one process, read once and never changed."""
@@ -22,16 +24,19 @@ class Settings(BaseSettings):
     pool_size: int = Field(
         default=10,
         ge=1,
-        description="Connections that one process opens at most for requests.",
+        le=1000,
+        description="Connections of one process for requests. On SQLite, for those that read.",
     )
     lock_timeout: float = Field(
         default=5,
-        gt=0,
+        ge=0.001,
+        le=MAX_TIMEOUT,
         description="Seconds that a statement waits for a lock that another one holds.",
     )
     statement_timeout: float = Field(
         default=10,
-        gt=0,
+        ge=0.001,
+        le=MAX_TIMEOUT,
         description="Seconds that one statement may take on Postgres.",
     )
     sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(
@@ -49,6 +54,8 @@ class Settings(BaseSettings):
         try:
             return cls()
         except ValidationError as error:
-            first = error.errors()[0]
-            name = str(first["loc"][0]).upper()
-            raise SystemExit(f"{name}: {first['msg'].removeprefix('Value error, ')}.") from None
+            sentences = (
+                f"{str(wrong['loc'][0]).upper()}: {wrong['msg'].removeprefix('Value error, ')}."
+                for wrong in error.errors()
+            )
+            raise SystemExit("\n".join(sentences)) from None

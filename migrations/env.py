@@ -8,6 +8,7 @@ from alembic import context
 from alembic.autogenerate.api import AutogenContext
 from alembic.util import CommandError
 from sqlalchemy import Connection, NullPool
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
 import app.main  # noqa: F401 - what is served is what Alembic sees
@@ -33,7 +34,6 @@ OPTIONS: dict[str, Any] = {
     "render_as_batch": True,  # SQLite alters a table by making it anew
     "render_item": render_item,
     "transaction_per_migration": True,
-    "transactional_ddl": True,  # on SQLite too, where create_engine's transactions begin when they say so
 }
 
 
@@ -46,10 +46,18 @@ def migrate(connection: Connection) -> None:
 
 async def migrate_online() -> None:
     """Connect without the service's time limits: a revision takes the time that it takes."""
-    engine = create_engine(URL, {"busy_timeout": 60_000} if is_sqlite(URL) else {}, poolclass=NullPool)
-    async with engine.connect() as connection:
+    # WAL at once: to turn a file that somebody uses into one with a write-ahead log waits for no timeout.
+    session = {"busy_timeout": 60_000, "journal_mode": "WAL"} if is_sqlite(URL) else {}
+    engine = create_engine(URL, session, poolclass=NullPool)
+    connection = engine.connect()
+    try:
+        await connection.start()
+    except (OSError, SQLAlchemyError) as error:
+        raise CommandError(f"The database does not answer: {getattr(error, 'orig', error)}") from None
+    try:
         await connection.run_sync(migrate)
-    await engine.dispose()
+    finally:
+        await connection.close()
 
 
 def migrate_offline() -> None:

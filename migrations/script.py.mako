@@ -17,8 +17,10 @@ depends_on = ${repr(depends_on)}
 
 
 def upgrade() -> None:
+    """Say what it does."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
+    """Say what it undoes, and what is lost."""
     ${downgrades if downgrades else "pass"}

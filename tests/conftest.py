@@ -31,8 +31,8 @@ class Databases:
         """Make Postgres databases on the server, or SQLite files in the folder."""
         self._server = server
         self._folder = folder
-        self._migrated = self.empty()
-        migrate(self._migrated)
+        self.template = self.empty()
+        migrate(self.template)
 
     def empty(self) -> URL:
         """Make a database with nothing in it."""
@@ -46,12 +46,12 @@ class Databases:
         """Make a database at head, with no rows."""
         if self._server is None:
             url = self.empty()
-            assert self._migrated.database
+            assert self.template.database
             assert url.database
-            shutil.copyfile(self._migrated.database, url.database)
+            shutil.copyfile(self.template.database, url.database)
             return url
         name = f"test_{secrets.token_hex(6)}"
-        execute(self._server, f"CREATE DATABASE {name} TEMPLATE {self._migrated.database}")
+        execute(self._server, f"CREATE DATABASE {name} TEMPLATE {self.template.database}")
         return self._server.set(database=name)
 
     def drop(self, url: URL) -> None:
@@ -105,10 +105,12 @@ def postgres() -> Iterator[URL]:
 
 
 @pytest.fixture(scope="session", params=["sqlite", "postgres"])
-def databases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Databases:
+def databases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
     """The maker of databases, so that every test that takes it runs on both kinds."""
     server = request.getfixturevalue("postgres") if request.param == "postgres" else None
-    return Databases(server, tmp_path_factory.mktemp("databases"))
+    databases = Databases(server, tmp_path_factory.mktemp("databases"))
+    yield databases
+    databases.drop(databases.template)
 
 
 @pytest.fixture

@@ -13,6 +13,8 @@ from pathlib import Path
 import httpx
 from sqlalchemy import URL
 
+from app.settings import Settings
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PATIENCE = 60  # seconds: for a process that hangs, not for one that is slow
@@ -26,7 +28,8 @@ def spell(url: URL) -> str:
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
     """This process's environment with changes, and with the virtual environment's commands first on the path."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("DATABASE_URL", "MAKE"))}
+    ours = {"MAKEFLAGS", "MAKELEVEL", *(name.upper() for name in Settings.model_fields)}
+    inherited = {name: value for name, value in os.environ.items() if name not in ours}
     return inherited | {"PATH": path, **changes}
 
 

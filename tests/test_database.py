@@ -1,7 +1,11 @@
 """The URLs that are understood, and what every connection is set up with."""
 
 import asyncio
+import os
 import secrets
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -56,6 +60,10 @@ class TestURL:
             ("postgresql://u:hunter2@h/d?channel_binding=hunter2", "'channel_binding' must be one of"),
             ("postgresql://u:hunter2@x@h/d", "%40"),
             ("postgresql://u:hunter2@h:99999/d", "from 1 to 65535"),
+            ("postgresql:///hunter2?host=h&port=0", "from 1 to 65535"),
+            ("postgresql:///hunter2?host=h&port=5432,x", "from 1 to 65535"),
+            ("postgresql://u:hunter2@h[/d?host=/x", "not a URL"),
+            ("postgresql://u:hunter2@h/d?options=-ca%3D1&options=-cb%3D1", "'options' is given twice"),
             ("sqlite://", ":memory:"),
             ("sqlite:///:memory:", ":memory:"),
             ("sqlite:///file::memory:?cache=shared", "'cache'"),
@@ -64,6 +72,7 @@ class TestURL:
             ("sqlite://hunter2/database.db", "three slashes"),
             ("sqlite:////no/such/folder/hunter2.db", "folder that exists"),
             ("sqlite:////tmp", "folder that exists"),
+            ("sqlite:////tmp/hunter2/", "folder that exists"),
         ],
     )
     def test_it_is_refused_with_a_reason_that_does_not_repeat_it(self, url: str, reason: str) -> None:
@@ -76,16 +85,18 @@ class TestPassword:
     PASSWORD = "p@ss%w/:#?&"  # noqa: S105 - what makes a URL hard to read
 
     @pytest.fixture
-    def secured(self, postgres: URL) -> URL:
-        """A database whose owner needs the password, which the server really asks for."""
+    def secured(self, postgres: URL) -> Iterator[URL]:
+        """A database whose owner needs the password."""
         name = f"owner_{secrets.token_hex(4)}"
         execute(postgres, f"CREATE ROLE {name} LOGIN PASSWORD '{self.PASSWORD}'")
         execute(postgres, f"CREATE DATABASE {name} OWNER {name}")
-        hba = Path(str(execute(postgres, "SHOW hba_file")))
-        if hba.exists():  # the tests' own server trusts everybody else
+        if "TEST_DATABASE_URL" not in os.environ:  # the tests' own server trusts everybody else
+            hba = Path(str(execute(postgres, "SHOW hba_file")))
             hba.write_text(f"local {name} {name} scram-sha-256\n{hba.read_text()}")
             execute(postgres, "SELECT pg_reload_conf()")
-        return postgres.set(username=name, password=self.PASSWORD, database=name)
+        yield postgres.set(username=name, password=self.PASSWORD, database=name)
+        execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+        execute(postgres, f"DROP ROLE {name}")
 
     async def test_it_may_hold_the_marks_of_a_url(self, secured: URL) -> None:
         written = spell(secured)
@@ -98,6 +109,10 @@ class TestPassword:
         wrong = secured.set(password=self.PASSWORD.upper())
         result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": spell(wrong)})
         assert result.returncode != 0
+        assert "FAILED: The database does not answer: " in result.stdout
+        assert "password authentication failed" in result.stdout
+        assert "P@SS" not in result.stdout
+        assert "Traceback" not in result.stdout
 
 
 class TestConnection:
@@ -121,12 +136,23 @@ class TestConnection:
 
     async def test_sqlite_is_set_up_for_many_readers_beside_a_writer(self, tmp_path: Path) -> None:
         async with opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database:
+            async with database.writes.connect() as connection:
+                assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
+                assert await connection.scalar(text("PRAGMA synchronous")) == 2
+                assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
             for engine in (database.writes, database.reads, database.probes):
                 async with engine.connect() as connection:
-                    assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
-                    assert await connection.scalar(text("PRAGMA synchronous")) == 2
-                    assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
                     assert await connection.scalar(text("PRAGMA busy_timeout")) == 3000
+
+    async def test_to_look_at_a_sqlite_file_does_not_change_it(self, tmp_path: Path) -> None:
+        path = tmp_path / "x.db"
+        with closing(sqlite3.connect(path)) as connection:
+            connection.executescript("CREATE TABLE somebody_elses (x)")
+        before = path.read_bytes()
+        async with running(create_app(Settings(database_url=parse_url(f"sqlite:///{path}")))) as client:
+            assert (await client.get("/readyz")).status_code == 503
+            assert (await client.get("/heroes/")).status_code == 503
+        assert path.read_bytes() == before
 
     async def test_a_reader_on_sqlite_waits_for_no_writer_and_can_not_write(self, tmp_path: Path) -> None:
         async with opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database:

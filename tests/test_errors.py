@@ -8,7 +8,7 @@ import pytest
     ("method", "path", "status", "body"),
     [
         ("GET", "/heroes/1", 404, {"detail": "Hero not found"}),
-        ("GET", "/villains/", 404, {"detail": "Not Found"}),
+        ("GET", "/nowhere/", 404, {"detail": "Not Found"}),
         ("PUT", "/heroes/1", 405, {"detail": "Method Not Allowed"}),
     ],
 )

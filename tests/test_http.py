@@ -38,12 +38,9 @@ async def test_the_documentation_shows_each_operation_once_in_the_spelling_of_it
     client: httpx.AsyncClient,
 ) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
-    assert {path: sorted(operations) for path, operations in paths.items()} == {
-        "/heroes/": ["get", "post"],
-        "/heroes/{hero_id}": ["delete", "get", "patch"],
-        "/livez": ["get"],
-        "/readyz": ["get"],
-    }
+    assert paths.keys() >= {"/heroes/", "/heroes/{hero_id}", "/livez", "/readyz"}
+    assert paths["/heroes/"].keys() == {"get", "post"}
+    assert paths.keys().isdisjoint({"/heroes", "/heroes/{hero_id}/", "/livez/", "/readyz/"})
 
 
 async def test_a_router_in_a_router_answers_both_spellings_too() -> None:

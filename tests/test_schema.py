@@ -5,13 +5,15 @@ import logging
 
 import httpx
 import pytest
+from alembic.config import Config
+from alembic.script import ScriptDirectory
 from sqlalchemy import URL, Connection, event, text
 
 from app.database import create_engine
 from app.main import create_app
 from app.schema import INTERVAL
 from app.settings import Settings
-from tests.conftest import migrate, running
+from tests.conftest import ROOT, migrate, running
 
 HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
 OPERATIONS = [
@@ -45,7 +47,8 @@ class TestBehind:
     ) -> None:
         if revision:
             await asyncio.to_thread(migrate, empty_url, revision)
-        detail = f"The database is at revision {have}, this release needs 0002: run 'alembic upgrade head'."
+        head = ScriptDirectory.from_config(Config(ROOT / "alembic.ini")).get_current_head()
+        detail = f"The database is at revision {have}, this release needs {head}: run 'alembic upgrade head'."
         async with running(create_app(Settings(database_url=empty_url))) as client:
             for method, path in [*OPERATIONS, ("GET", "/readyz")]:
                 response = await client.request(method, path, json=HERO)
@@ -103,6 +106,36 @@ async def test_once_at_head_operations_ask_for_the_revision_no_more(url: URL) ->
             await asyncio.sleep(INTERVAL / 2)
             assert (await client.get("/heroes/")).status_code == 200
         assert not looks
+
+
+async def test_a_downgrade_under_a_running_service_is_noticed_by_the_next_probe(url: URL) -> None:
+    async with running(create_app(Settings(database_url=url))) as client:
+        assert (await client.get("/heroes/")).status_code == 200
+        await set_revision(url, "0001")
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/heroes/")).status_code == 503
+
+
+async def test_a_look_that_one_caller_gives_up_is_finished_for_the_others(url: URL) -> None:
+    app = create_app(Settings(database_url=url))
+    async with running(app) as client:
+        impatient = asyncio.create_task(app.state.schema.check())
+        patient = asyncio.create_task(client.get("/readyz"))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        assert (await patient).status_code == 200
+        assert impatient.cancelled()
+
+
+async def test_a_look_does_not_outlive_the_service(url: URL) -> None:
+    app = create_app(Settings(database_url=url))
+    async with running(app):
+        impatient = asyncio.create_task(app.state.schema.check())
+        await asyncio.sleep(0)
+        impatient.cancel()
+    assert {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()} <= {
+        impatient.get_name()
+    }
 
 
 async def test_a_database_that_is_ahead_is_served(url: URL) -> None:

@@ -42,7 +42,6 @@ def test_a_command_serves(url: URL, arguments: tuple[str, ...]) -> None:
 
 
 def test_two_workers_share_a_new_sqlite_file_from_their_first_request(databases: Any) -> None:
-    """Both turn it into a file with a write-ahead log: that takes a lock, which the other waits for."""
     url = databases.migrated()
     port = free_port()
     arguments = ("uvicorn", "app.main:app", "--workers", "2", "--port", str(port))

@@ -9,7 +9,7 @@ rows, some 19 passes. Measured with bench/widen_hero_ids.py on 2 cores; an empty
 
 Revision ID: 0002
 Revises: 0001
-Create Date: 2026-11-22 13:10:00+00:00
+Create Date: 2026-11-22 12:36:12+00:00
 """
 
 import sqlalchemy as sa

@@ -8,7 +8,7 @@ tutorial's is missing: that holds up writes on the table, not reads, while it is
 
 Revision ID: 0001
 Revises:
-Create Date: 2026-11-22 13:00:00+00:00
+Create Date: 2026-11-22 12:34:54+00:00
 """
 
 import sqlalchemy as sa
@@ -20,6 +20,7 @@ down_revision = None
 branch_labels = None
 depends_on = None
 
+TRIGGERS = sa.text("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'hero'")
 TUTORIAL = {
     "column id": "INTEGER NOT NULL, numbered by the database",
     "column name": "VARCHAR NOT NULL",
@@ -79,31 +80,30 @@ def adopt() -> None:
 
 def describe(inspector: sa.Inspector) -> dict[str, str]:
     """Say what the table consists of, in the same words on both databases."""
-    numbered = [
-        column["name"]
-        for column in inspector.get_columns("hero")
-        if column["default"] == "nextval('hero_id_seq'::regclass)" or inspector.dialect.name == "sqlite"
-    ]
     key = inspector.get_pk_constraint("hero")["constrained_columns"]
     parts = {"primary key": ", ".join(key)}
     for column in inspector.get_columns("hero"):
-        words = column["type"].compile(inspector.dialect)
-        if not column["nullable"]:
-            words += " NOT NULL"
-        if [column["name"]] == key and column["name"] in numbered:
-            words += ", numbered by the database"
+        words = column["type"].compile(inspector.dialect) + ("" if column["nullable"] else " NOT NULL")
+        if [column["name"]] == key and column["default"] in {None, "nextval('hero_id_seq'::regclass)"}:
+            numbered = column["default"] or inspector.dialect.name == "sqlite"
+            words += ", numbered by the database" if numbered else ""
         elif column["default"] is not None:
             words += f" DEFAULT {column['default']}"
         parts[f"column {column['name']}"] = words
     for index in inspector.get_indexes("hero"):
+        invalid = index.get("dialect_options", {}).get("postgresql_invalid")
         words = ", ".join(str(name) for name in index["column_names"])
-        words += " unique" if index["unique"] else ""
-        words += " invalid" if index.get("dialect_options", {}).get("postgresql_invalid") else ""
-        parts[f"index {index['name']}"] = words
+        parts[f"index {index['name']}"] = words + " unique" * index["unique"] + " invalid" * bool(invalid)
+    return parts | describe_constraints(inspector)
+
+
+def describe_constraints(inspector: sa.Inspector) -> dict[str, str]:
+    """Say what the tutorial has not: constraints, and the triggers that SQLite loses when a table is made anew."""
+    parts = {f"check {check['name']}": check["sqltext"] for check in inspector.get_check_constraints("hero")}
     for unique in inspector.get_unique_constraints("hero"):
         parts[f"unique constraint {unique['name']}"] = ", ".join(unique["column_names"])
     for reference in inspector.get_foreign_keys("hero"):
         parts[f"foreign key {reference['name']}"] = ", ".join(reference["constrained_columns"])
-    for check in inspector.get_check_constraints("hero"):
-        parts[f"check {check['name']}"] = check["sqltext"]
+    if inspector.dialect.name == "sqlite":
+        parts |= {f"trigger {trigger.name}": "present" for trigger in op.get_bind().execute(TRIGGERS)}
     return parts
