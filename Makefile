@@ -8,7 +8,9 @@ BIN := .venv/bin
 # A connection is kept longer than a load balancer keeps it (60 s), so that it is never closed under a request.
 UVICORN := uvicorn app.main:app --timeout-keep-alive 75 --timeout-graceful-shutdown 20
 
-.PHONY: help install run test test-slow lint types drift format lock clean
+LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
+
+.PHONY: help install run test test-slow fuzz clients lint types drift format lock clean
 
 help: ## List the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -31,6 +33,12 @@ test: install ## Test on SQLite and on a Postgres that the tests start
 test-slow: install ## Run the tests that `make test` leaves out
 	$(BIN)/pytest -m slow
 
+fuzz: install ## Send more than 20,000 requests that nobody has thought of to each database, others each time
+	FUZZ_EXAMPLES=1000 FUZZ_SEED=random $(BIN)/pytest -s tests/test_fuzz.py
+
+clients: install ## Generate clients in Python and TypeScript, check their types and let them talk; this needs Node
+	$(BIN)/pytest -m node
+
 lint: install ## Check style
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
@@ -47,10 +55,10 @@ format: install ## Put the code in its form
 	$(BIN)/ruff format
 
 lock: install ## Lock the newest versions of all dependencies
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock" \
-		--output-file requirements.lock pyproject.toml
-	$(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock" \
-		--output-file requirements-dev.lock --constraints requirements.lock --group dev pyproject.toml
+	$(LOCK) --output-file requirements.lock pyproject.toml
+	$(LOCK) --output-file requirements-dev.lock --constraints requirements.lock --group dev pyproject.toml
+	$(LOCK) --output-file tests/clients/requirements.lock --group clients
+	cd tests/clients && npm update --package-lock-only --no-audit --no-fund  # this one needs Node
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache database.db database.db-shm database.db-wal
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis database.db database.db-shm database.db-wal

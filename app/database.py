@@ -1,10 +1,12 @@
 """The database: which URLs are understood, and engines set up for what stands behind them."""
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Self
 from urllib.parse import urlsplit
 
+import asyncpg
 from sqlalchemy import URL, BigInteger, Connection, Integer, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
@@ -21,9 +23,13 @@ SQLModel.metadata.naming_convention = {
     "ck": "%(table_name)s_%(constraint_name)s_check",
 }
 
+# aiosqlite logs each statement with its parameters, which nothing else here does.
+logging.getLogger("aiosqlite").setLevel(logging.INFO)
+
 # 64 bits on both: SQLite's INTEGER is that wide already, and only a column of that name numbers its rows.
 BigId = BigInteger().with_variant(Integer(), "sqlite")
 
+CONNECT_TIMEOUT = 5  # seconds
 PORTS = range(1, 2**16)
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
@@ -113,8 +119,19 @@ def _postgres_engine(url: URL, session: Mapping[str, object], **options: Any) ->
     # asyncpg reads the URL itself: it knows more of libpq's parameters than SQLAlchemy passes on.
     dsn = url.set(drivername="postgresql", query=parameters).render_as_string(hide_password=False)
     return create_async_engine(
-        "postgresql+asyncpg://", connect_args={"dsn": dsn, "timeout": 5}, hide_parameters=True, **options
+        "postgresql+asyncpg://",
+        connect_args={"dsn": dsn, "timeout": CONNECT_TIMEOUT, "async_creator_fn": _connect},
+        hide_parameters=True,
+        **options,
     )
+
+
+async def _connect(**options: Any) -> asyncpg.Connection:
+    """Connect, and let a server that isn't there fail as one that refuses: an OSError would be no SQLAlchemyError."""
+    try:
+        return await asyncpg.connect(**options)
+    except OSError as error:
+        raise asyncpg.CannotConnectNowError(str(error)) from error
 
 
 def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:

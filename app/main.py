@@ -9,9 +9,10 @@ from alembic.script import ScriptDirectory
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
-from app import health
+from app import errors, health
 from app.database import Database
 from app.heroes import routes as heroes
+from app.http import IdentifyRequest
 from app.schema import Schema
 from app.sessions import Sessions
 from app.settings import Settings
@@ -39,7 +40,15 @@ def create_app(settings: Settings) -> FastAPI:
             app.state.sessions = Sessions(database, schema)
             yield
 
-    app = FastAPI(title="Heroes", version="0.1.0", lifespan=lifespan, redirect_slashes=False)
+    app = FastAPI(
+        title="Heroes",
+        version="0.1.0",
+        lifespan=lifespan,
+        redirect_slashes=False,
+        generate_unique_id_function=lambda route: route.name,
+    )
+    errors.install(app)
+    app.add_middleware(IdentifyRequest)
     app.include_router(heroes.router)
     app.include_router(health.router)
 

@@ -80,7 +80,7 @@ class Schema:
         try:
             async with asyncio.timeout(TIME_LIMIT), self._engine.connect() as connection:
                 have = await connection.run_sync(_revisions)
-        except (OSError, TimeoutError, SQLAlchemyError) as error:
+        except (TimeoutError, SQLAlchemyError) as error:
             problem = "The database does not answer."
             cause = f" {type(error).__name__}: {getattr(error, 'orig', error)}"
         else:

@@ -52,7 +52,7 @@ async def migrate_online() -> None:
     connection = engine.connect()
     try:
         await connection.start()
-    except (OSError, SQLAlchemyError) as error:
+    except SQLAlchemyError as error:
         raise CommandError(f"The database does not answer: {getattr(error, 'orig', error)}") from None
     try:
         await connection.run_sync(migrate)

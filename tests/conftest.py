@@ -104,13 +104,39 @@ def postgres() -> Iterator[URL]:
             yield url
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres"])
-def databases(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
-    """The maker of databases, so that every test that takes it runs on both kinds."""
-    server = request.getfixturevalue("postgres") if request.param == "postgres" else None
-    databases = Databases(server, tmp_path_factory.mktemp("databases"))
+@pytest.fixture(scope="session")
+def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> Databases:
+    """The maker of SQLite files."""
+    return Databases(None, tmp_path_factory.mktemp("databases"))
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(postgres: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+    """The maker of Postgres databases."""
+    databases = Databases(postgres, tmp_path_factory.mktemp("databases"))
     yield databases
     databases.drop(databases.template)
+
+
+@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+def databases(request: pytest.FixtureRequest) -> Databases:
+    """The maker of databases of either kind, so that every test that takes it runs on both."""
+    maker: Databases = request.getfixturevalue(f"{request.param}_databases")
+    return maker
+
+
+@pytest.fixture
+def sqlite_url(sqlite_databases: Databases) -> URL:
+    """A SQLite file at head, with no rows."""
+    return sqlite_databases.migrated()
+
+
+@pytest.fixture
+def postgres_url(postgres_databases: Databases) -> Iterator[URL]:
+    """A Postgres database at head, with no rows."""
+    url = postgres_databases.migrated()
+    yield url
+    postgres_databases.drop(url)
 
 
 @pytest.fixture

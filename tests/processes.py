@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import httpx
 from sqlalchemy import URL
@@ -57,9 +58,13 @@ def free_port() -> int:
 
 
 @contextmanager
-def server(*command: str, port: int, cwd: Path = ROOT, changes: Mapping[str, str]) -> Iterator[httpx.Client]:
+def server(
+    *command: str, port: int, cwd: Path = ROOT, changes: Mapping[str, str], output: IO[bytes] | None = None
+) -> Iterator[httpx.Client]:
     """Start a server and wait until it answers on the port. At the end stop it, and all that it started."""
-    process = subprocess.Popen(command, cwd=cwd, env=environment(changes), start_new_session=True)
+    process = subprocess.Popen(
+        command, cwd=cwd, env=environment(changes), start_new_session=True, stdout=output, stderr=output
+    )
     try:
         with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
             wait_until_answering(client, process)

@@ -82,7 +82,7 @@ class TestURL:
 
 
 class TestPassword:
-    PASSWORD = "p@ss%w/:#?&"  # noqa: S105 - what makes a URL hard to read
+    PASSWORD = "p@ss%w/:#?&"
 
     @pytest.fixture
     def secured(self, postgres: URL) -> Iterator[URL]:

@@ -5,6 +5,10 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import URL, insert
+
+from app.database import create_engine
+from app.heroes.models import Hero
 
 DEADPOND = {"name": "Deadpond", "secret_name": "Dive Wilson"}
 RUSTY_MAN = {"name": "Rusty-Man", "age": 48, "secret_name": "Tommy Sharp"}
@@ -169,3 +173,36 @@ class TestDelete:
             hero_id = await create(client)
             answers = await asyncio.gather(*(client.delete(f"/heroes/{hero_id}") for _ in range(3)))
             assert sorted(answer.status_code for answer in answers) == [200, 404, 404]
+
+
+class TestRowsFromBeforeTheLimits:
+    """An adopted table can hold what is refused today: it is served all the same."""
+
+    @pytest.fixture(params=["x" * 2000, "", "\N{SUPERHERO}" * 300], ids=["long", "empty", "wide"])
+    def old(self, url: URL, request: pytest.FixtureRequest) -> dict[str, Any]:
+        """A row that was written past the service."""
+        row = {"name": request.param, "age": -5, "id": 7}
+
+        async def insert_row() -> None:
+            engine = create_engine(url, {})
+            async with engine.begin() as connection:
+                await connection.execute(insert(Hero).values(row | {"secret_name": request.param}))
+            await engine.dispose()
+
+        asyncio.run(insert_row())
+        return row
+
+    async def test_it_is_shown_and_listed(self, old: dict[str, Any], client: httpx.AsyncClient) -> None:
+        assert (await client.get("/heroes/7")).json() == old
+        assert (await client.get("/heroes/")).json() == [old]
+
+    async def test_it_is_changed_where_it_is_sent_and_stays_as_it_was_elsewhere(
+        self, old: dict[str, Any], client: httpx.AsyncClient
+    ) -> None:
+        assert (await client.patch("/heroes/7", json={})).json() == old
+        assert (await client.patch("/heroes/7", json={"age": 5})).json() == old | {"age": 5}
+        assert (await client.patch("/heroes/7", json={"name": "new"})).json() == {"name": "new", "age": 5, "id": 7}
+
+    async def test_it_is_removed(self, old: dict[str, Any], client: httpx.AsyncClient) -> None:
+        assert (await client.delete(f"/heroes/{old['id']}")).status_code == 200
+        assert (await client.get("/heroes/")).json() == []

@@ -110,12 +110,10 @@ class TestCommands:
     def test_check_finds_no_difference_between_models_and_migrations(self, url: URL) -> None:
         assert "No new upgrade operations detected." in alembic(url, "check")
 
-    def test_sqlite_numbers_rows_as_the_models_say(self, url: URL) -> None:
+    def test_sqlite_numbers_rows_as_the_models_say(self, sqlite_url: URL) -> None:
         """`alembic check` doesn't see this one."""
-        if not is_sqlite(url):
-            return
         for table in SQLModel.metadata.sorted_tables:
-            made = on(url, lambda connection: connection.scalar(DEFINITION, {"name": table.name}))  # noqa: B023
+            made = on(sqlite_url, lambda connection: connection.scalar(DEFINITION, {"name": table.name}))  # noqa: B023
             assert ("AUTOINCREMENT" in made) == bool(table.dialect_options["sqlite"]["autoincrement"])
 
     def test_history_lists_the_revisions_in_order(self, url: URL) -> None:
@@ -133,14 +131,14 @@ class TestCommands:
             assert "ALTER TABLE hero ALTER COLUMN id TYPE BIGINT;" in result.stdout
         assert not describe(empty_url)
 
-    def test_the_printed_sql_makes_the_same_schema(self, empty_url: URL, url: URL) -> None:
-        if is_sqlite(url):
-            return
+    def test_the_printed_sql_makes_the_same_schema(self, postgres_databases: Databases, postgres_url: URL) -> None:
+        empty_url = postgres_databases.empty()
         result = run("alembic", "upgrade", "head", "--sql", changes={"DATABASE_URL": spell(empty_url)})
         script = "\n".join(line for line in result.stdout.splitlines() if not line.startswith("INFO"))
         statements = [part for part in script.split(";") if part.strip() not in {"", "BEGIN", "COMMIT"}]
         execute(empty_url, *statements)
-        assert describe(empty_url) == describe(url)
+        assert describe(empty_url) == describe(postgres_url)
+        postgres_databases.drop(empty_url)
 
     def test_a_revision_is_generated_that_imports_and_runs(self, url: URL, tmp_path: Path) -> None:
         project = tmp_path / "project"
@@ -215,9 +213,8 @@ class TestAdoption:
         assert "Traceback" not in result.stdout
         assert describe(empty_url) == before
 
-    def test_a_table_with_a_trigger_is_refused_on_sqlite_which_would_lose_it(self, empty_url: URL) -> None:
-        if not is_sqlite(empty_url):
-            return
+    def test_a_table_with_a_trigger_is_refused_on_sqlite_which_would_lose_it(self, sqlite_databases: Databases) -> None:
+        empty_url = sqlite_databases.empty()
         trigger = "CREATE TRIGGER watch AFTER DELETE ON hero BEGIN SELECT 1; END"
         execute(empty_url, *tutorial_tables(empty_url), trigger)
         result = run("alembic", "upgrade", "head", changes={"DATABASE_URL": spell(empty_url)})

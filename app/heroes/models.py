@@ -1,23 +1,25 @@
 """What a hero is: in the database, in requests and in responses."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import MISSING
-from pydantic import Field as Limits
+from pydantic import Field as Value
 from sqlmodel import Field, SQLModel
 
 from app.database import BigId
+from app.inputs import INT32, JSON_INTEGER, Text
 
-# Limits hold for what comes in. Rows that an older schema let in stay readable, so HeroPublic knows none of them.
-Name = Annotated[str, Limits(min_length=1, max_length=255)]
-Age = Annotated[int, Limits(ge=0, le=2**31 - 1)]
+# Limits hold for what comes in. Rows that an older schema let in stay readable, so HeroPublic has none of these.
+Name = Annotated[Text, Value(description="What everybody calls the hero.", examples=["Deadpond"])]
+Age = Annotated[int, Value(ge=0, le=INT32, description="In years.", examples=[48]), JSON_INTEGER]
+SecretName = Annotated[Text, Value(description="It is stored, and never shown.", examples=["Dive Wilson"])]
 
 
 class HeroBase(SQLModel):
     """What everybody may know of a hero."""
 
-    name: str = Field(index=True)
-    age: int | None = Field(default=None, index=True)
+    name: str = Field(index=True, description="What everybody calls the hero.")
+    age: int | None = Field(default=None, index=True, description="In years, if it is known.")
 
 
 class Hero(HeroBase, table=True):
@@ -32,7 +34,8 @@ class Hero(HeroBase, table=True):
 class HeroPublic(HeroBase):
     """A hero in a response."""
 
-    id: int
+    age: int | None = Field(description="In years, if it is known.")  # no default: a response always has it
+    id: int = Field(description="Made by the database, and never used for another hero.")
 
 
 class HeroCreate(HeroBase):
@@ -40,7 +43,7 @@ class HeroCreate(HeroBase):
 
     name: Name
     age: Age | None = None
-    secret_name: Name
+    secret_name: SecretName
 
 
 class HeroUpdate(SQLModel):
@@ -48,4 +51,10 @@ class HeroUpdate(SQLModel):
 
     name: Name | MISSING = MISSING
     age: Age | MISSING | None = MISSING
-    secret_name: Name | MISSING = MISSING
+    secret_name: SecretName | MISSING = MISSING
+
+
+class HeroDeleted(SQLModel):
+    """The response that a hero is gone."""
+
+    ok: Literal[True]

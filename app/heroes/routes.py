@@ -7,24 +7,24 @@ from fastapi import HTTPException, Path, Query
 from sqlalchemy import Row, delete, insert, update
 from sqlmodel import col, select
 
-from app.heroes.models import Hero, HeroCreate, HeroPublic, HeroUpdate
+from app.errors import responses
+from app.heroes.models import Hero, HeroCreate, HeroDeleted, HeroPublic, HeroUpdate
 from app.http import Router
+from app.inputs import DIGITS, INT64
 from app.sessions import ReadSessionDep, SessionDep
 
-router = Router(prefix="/heroes", tags=["heroes"])
+router = Router(prefix="/heroes", tags=["heroes"], responses=responses(422, 500, 503))
 
-BIGGEST = 2**63 - 1  # what a 64-bit column holds
-HeroId = Annotated[int, Path(ge=-BIGGEST - 1, le=BIGGEST)]
-Offset = Annotated[int, Query(ge=0, le=BIGGEST, description="How many heroes to skip.")]
-Limit = Annotated[int, Query(ge=0, le=100, description="How many heroes to list at most.")]
+HeroId = Annotated[int, Path(ge=-INT64 - 1, le=INT64, description="The id that a response showed."), DIGITS]
+Offset = Annotated[int, Query(ge=0, le=INT64, description="How many heroes to skip."), DIGITS]
+Limit = Annotated[int, Query(ge=0, le=100, description="How many heroes to list at most."), DIGITS]
 
 # What a response shows is all that leaves the database: the secret name is not even read.
 PUBLIC = [col(getattr(Hero, field)) for field in HeroPublic.model_fields]
 PublicRow = Row[*tuple[Any, ...]]
-NOT_FOUND: dict[int | str, dict[str, Any]] = {404: {"description": "There is no such hero."}}
 
 
-@router.post("/", response_model=HeroPublic)
+@router.post("/", response_model=HeroPublic, responses=responses(400, 413))
 async def create_hero(hero: HeroCreate, session: SessionDep) -> PublicRow:
     """Add a hero. The database chooses its id."""
     created = await session.exec(insert(Hero).values(hero.model_dump()).returning(*PUBLIC))
@@ -38,14 +38,14 @@ async def read_heroes(session: ReadSessionDep, offset: Offset = 0, limit: Limit 
     return heroes.all()
 
 
-@router.get("/{hero_id}", response_model=HeroPublic, responses=NOT_FOUND)
+@router.get("/{hero_id}", response_model=HeroPublic, responses=responses(404))
 async def read_hero(hero_id: HeroId, session: ReadSessionDep) -> PublicRow:
     """Show one hero."""
     hero = await session.exec(select(*PUBLIC).where(col(Hero.id) == hero_id))
     return found(hero.one_or_none())
 
 
-@router.patch("/{hero_id}", response_model=HeroPublic, responses=NOT_FOUND)
+@router.patch("/{hero_id}", response_model=HeroPublic, responses=responses(400, 404, 413))
 async def update_hero(hero_id: HeroId, hero: HeroUpdate, session: SessionDep) -> PublicRow:
     """Change what is sent of a hero. What is not sent stays as it is."""
     changes = hero.model_dump() or {"id": hero_id}  # SQL has no UPDATE that sets nothing
@@ -53,12 +53,12 @@ async def update_hero(hero_id: HeroId, hero: HeroUpdate, session: SessionDep) ->
     return found(updated.one_or_none())
 
 
-@router.delete("/{hero_id}", responses=NOT_FOUND)
-async def delete_hero(hero_id: HeroId, session: SessionDep) -> dict[str, bool]:
+@router.delete("/{hero_id}", responses=responses(404))
+async def delete_hero(hero_id: HeroId, session: SessionDep) -> HeroDeleted:
     """Remove a hero. Of several who remove the same one, exactly one is told that it did."""
     deleted = await session.exec(delete(Hero).where(col(Hero.id) == hero_id).returning(col(Hero.id)))
     found(deleted.one_or_none())
-    return {"ok": True}
+    return HeroDeleted(ok=True)
 
 
 def found(hero: PublicRow | None) -> PublicRow:

@@ -1,0 +1,281 @@
+"""Hostile and careless requests, each with the answer that it gets.
+
+They are sent in this order to a service that has one hero, Deadpond, whose id is 1.
+"""
+
+import json
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+JSON = {"Content-Type": "application/json"}
+NOISE = "".join(Random(0).choices("abcdefghijklmnopqrstuvwxyz0123456789", k=9_000))  # noqa: S311 - it shall not compress
+
+NOT_FOUND = "Hero not found"
+NO_DIGITS = "Input should be a valid integer, unable to parse string as an integer"
+TOO_MANY_DIGITS = "Unable to parse input string as an integer, exceeded maximum size"
+NO_INTEGER = "Input should be a valid integer"
+NO_STRING = "Input should be a valid string"
+NO_UNICODE = "Input should be a valid string, unable to parse raw data as a unicode string"
+NO_OBJECT = "Input should be a valid dictionary or object to extract fields from"
+HAS_NUL = r"String should match pattern '^[^\x00]*$'"
+TOO_SHORT = "String should have at least 1 character"
+TOO_LONG = "String should have at most 255 characters"
+MISSING = "Field required"
+NO_JSON = "Send JSON, with Content-Type: application/json"
+NO_UTF8 = "The body is not encoded as UTF-8."
+TOO_DEEP = "The body is nested deeper than 32 levels."
+LONG_NUMBER = "The body has a number with too many digits."
+
+
+@dataclass(frozen=True)
+class Case:
+    """A request, byte for byte, and the status and the body of its answer."""
+
+    name: str
+    method: str
+    target: str
+    status: int
+    answer: Any
+    body: bytes = b""
+    headers: tuple[tuple[str, str], ...] = tuple(JSON.items())
+
+    @property
+    def expected(self) -> bytes:
+        """The bytes of the answer."""
+        return json.dumps(self.answer, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def detail(answer: object) -> dict[str, object]:
+    return {"detail": answer}
+
+
+def invalid(kind: str, message: str, *loc: str | int) -> dict[str, object]:
+    return detail([{"type": kind, "loc": list(loc), "msg": message}])
+
+
+def at_most(limit: int, *loc: str | int) -> dict[str, object]:
+    return invalid("less_than_equal", f"Input should be less than or equal to {limit}", *loc)
+
+
+def at_least(limit: int, *loc: str | int) -> dict[str, object]:
+    return invalid("greater_than_equal", f"Input should be greater than or equal to {limit}", *loc)
+
+
+def hero(hero_id: int = 1, name: str = "Deadpond", age: int | None = None) -> dict[str, object]:
+    return {"name": name, "age": age, "id": hero_id}
+
+
+def get(target: str, status: int, answer: object) -> Case:
+    return Case(f"GET {target[:40]} of {len(target)}", "GET", target, status, answer, headers=())
+
+
+def post(name: str, body: str | bytes, status: int, answer: object, headers: dict[str, str] | None = None) -> Case:
+    sent = body if isinstance(body, bytes) else body.encode()
+    pairs = tuple((JSON if headers is None else headers).items())
+    return Case(f"POST {name}", "POST", "/heroes/", status, answer, sent, pairs)
+
+
+def patch(name: str, body: str, status: int, answer: object) -> Case:
+    return Case(f"PATCH {name}", "PATCH", "/heroes/1", status, answer, body.encode())
+
+
+def written(more: str = "", name: str = '"Deadpond"', secret_name: str = '"Dive Wilson"') -> str:
+    return f'{{"name":{name},"secret_name":{secret_name}{more}}}'
+
+
+def nested(depth: int) -> str:
+    return "[" * depth + "]" * depth
+
+
+PATHS = [
+    get("/heroes/2147483647", 404, detail(NOT_FOUND)),
+    get("/heroes/2147483648", 404, detail(NOT_FOUND)),
+    get("/heroes/9223372036854775807", 404, detail(NOT_FOUND)),
+    get("/heroes/9223372036854775808", 422, at_most(2**63 - 1, "path", "hero_id")),
+    get("/heroes/-9223372036854775808", 404, detail(NOT_FOUND)),
+    get("/heroes/-9223372036854775809", 422, at_least(-(2**63), "path", "hero_id")),
+    get("/heroes/-1", 404, detail(NOT_FOUND)),
+    get("/heroes/" + "9" * 4_000, 422, at_most(2**63 - 1, "path", "hero_id")),
+    get("/heroes/" + "9" * 5_000, 422, invalid("int_parsing_size", TOO_MANY_DIGITS, "path", "hero_id")),
+    get("/heroes/001", 200, hero()),
+    *[
+        get(f"/heroes/{word}", 422, invalid("int_parsing", NO_DIGITS, "path", "hero_id"))
+        for word in [
+            "1_0",
+            "+1",
+            "%201",
+            "1%20",
+            "1.0",
+            "1e2",
+            "0x1",
+            "%00",
+            "1%00",
+            "%ff",
+            "%D9%A1",
+            "%F0%9F%92%A9",
+            "NaN",
+            "Infinity",
+            "null",
+            "true",
+            "-",
+            "--1",
+            "1%0A",
+            "%ED%A0%80",
+            ";DROP%20TABLE%20hero",
+        ]
+    ],
+    get("/heroes/1/2", 404, detail("Not Found")),
+    get("/heroes//", 404, detail("Not Found")),
+    get("//heroes", 404, detail("Not Found")),
+    get("/%00", 404, detail("Not Found")),
+]
+
+QUERIES = [
+    get("/heroes/?limit=-1", 422, at_least(0, "query", "limit")),
+    get("/heroes/?limit=101", 422, at_most(100, "query", "limit")),
+    get("/heroes/?limit=9223372036854775808", 422, at_most(100, "query", "limit")),
+    get("/heroes/?offset=-1", 422, at_least(0, "query", "offset")),
+    get("/heroes/?offset=2147483648", 200, []),
+    get("/heroes/?offset=9223372036854775807", 200, []),
+    get("/heroes/?offset=9223372036854775808", 422, at_most(2**63 - 1, "query", "offset")),
+    get("/heroes/?offset=" + "9" * 5_000, 422, invalid("int_parsing_size", TOO_MANY_DIGITS, "query", "offset")),
+    *[
+        get(f"/heroes/?limit={word}", 422, invalid("int_parsing", NO_DIGITS, "query", "limit"))
+        for word in ["", "1_0", "+1", "%2B1", "1.0", "%00", "%ff", "ten", "%F0%9F%92%A9", "NaN", "%20"]
+    ],
+    get("/heroes/?limit=0&limit=1", 200, [hero()]),
+    get("/heroes/?limit=1&%00=%ff&=&&;unknown", 200, [hero()]),
+]
+
+NUMBERS = [
+    post("an age of 5", written(',"age":5'), 200, hero(2, age=5)),
+    post("an age of 5.0", written(',"age":5.0'), 200, hero(3, age=5)),
+    post("an age of 1e1", written(',"age":1e1'), 200, hero(4, age=10)),
+    post("an age of -0.0", written(',"age":-0.0'), 200, hero(5, age=0)),
+    post("the highest age", written(',"age":2147483647'), 200, hero(6, age=2**31 - 1)),
+    *[
+        post(f"an age of {age}", written(f',"age":{age}'), 422, invalid("int_type", NO_INTEGER, "body", "age"))
+        for age in ["5.5", '"5"', '""', "true", "false", "[]", "{}", "[5]", "1e400", "-1e400", '"NaN"', r'"\ud800"']
+    ],
+    post("an age of -1", written(',"age":-1'), 422, at_least(0, "body", "age")),
+    *[
+        post(f"an age of {age[:20]}", written(f',"age":{age}'), 422, at_most(2**31 - 1, "body", "age"))
+        for age in ["2147483648", "4294967296.0", "9223372036854775808", "1e300", "9" * 4_000]
+    ],
+    post("an age of 5,000 digits", written(',"age":' + "9" * 5_000), 400, detail(LONG_NUMBER)),
+    post("an unknown number of 5,000 digits", written(',"x":' + "9" * 5_000), 400, detail(LONG_NUMBER)),
+    *[
+        post(
+            f"an age of {age}", written(f',"age":{age}'), 400, detail(f"The body is not JSON: {age} is no value there.")
+        )
+        for age in ["NaN", "Infinity", "-Infinity"]
+    ],
+]
+
+TEXTS = [
+    post("an empty name", written(name='""'), 422, invalid("string_too_short", TOO_SHORT, "body", "name")),
+    post("a name of 255", written(name='"' + "\N{SUPERHERO}" * 255 + '"'), 200, hero(7, "\N{SUPERHERO}" * 255)),
+    post(
+        "a name of 256", written(name='"' + "x" * 256 + '"'), 422, invalid("string_too_long", TOO_LONG, "body", "name")
+    ),
+    post("a name of 9 KB", written(name=f'"{NOISE}"'), 422, invalid("string_too_long", TOO_LONG, "body", "name")),
+    post("a name of spaces", written(name='"  "'), 200, hero(8, "  ")),
+    post("a name of a line", written(name=r'"\n\t\u007f\u2028"'), 200, hero(9, "\n\t\x7f\u2028")),
+    post("a pair of surrogates", written(name=r'"\ud83e\uddb8"'), 200, hero(10, "\N{SUPERHERO}")),
+    *[
+        post(f"{field} with a NUL", written(**{field: r'"a\u0000b"'}), 422, answer)
+        for field in ("name", "secret_name")
+        if (answer := invalid("string_pattern_mismatch", HAS_NUL, "body", field))
+    ],
+    *[
+        post(f"{field} of {text}", written(**{field: f'"{text}"'}), 422, answer)
+        for field in ("name", "secret_name")
+        for text in (r"\ud800", r"a\udfffb", r"\udc00\ud800")
+        if (answer := invalid("string_unicode", NO_UNICODE, "body", field))
+    ],
+    *[
+        post(f"a name of type {value}", written(name=value), 422, invalid("string_type", NO_STRING, "body", "name"))
+        for value in ["null", "1", "true", "[]", "{}", r'["\ud800"]', r'{"\ud800":1}', '["Dive Wilson"]']
+    ],
+    post("a surrogate as a key", written(r',"\ud800":1'), 200, hero(11)),
+    post("a NUL as a key", written(r',"\u0000":1'), 200, hero(12)),
+    post("the same key twice", written(',"name":"Second"'), 200, hero(13, "Second")),
+    post("keys in capitals", '{"NAME":"a","secret_name":"b"}', 422, invalid("missing", MISSING, "body", "name")),
+    post("__proto__", written(',"__proto__":{"age":1},"__class__":"x"'), 200, hero(14)),
+]
+
+BODIES = [
+    post("nothing", "", 422, invalid("missing", MISSING, "body")),
+    *[
+        post(body, body, 422, invalid("model_attributes_type", NO_OBJECT, "body"))
+        for body in ["null", "[]", '"x"', "1", "true", nested(10), nested(32), "[" + written() + "]"]
+    ],
+    post("32 levels", written(f',"x":{nested(31)}'), 200, hero(15)),
+    *[
+        post(f"{depth} levels", nested(depth), 400, detail(TOO_DEEP))
+        for depth in [33, 100, 900, 1_000, 3_000, 20_000, 100_000, 200_000]
+    ],
+    post("33 levels of objects", '{"x":' * 33 + "1" + "}" * 33, 400, detail(TOO_DEEP)),
+    post("33 levels in a hero", written(f',"x":{nested(32)}'), 400, detail(TOO_DEEP)),
+    post("levels without an end", "[" * 32, 400, detail("The body is not JSON from character 32 on.")),
+    post("{", "{", 400, detail("The body is not JSON from character 1 on.")),
+    post("half a hero", written()[:-1], 400, detail("The body is not JSON from character 46 on.")),
+    post("a hero and more", written() + "x", 400, detail("The body is not JSON from character 47 on.")),
+    post("two heroes", written() * 2, 400, detail("The body is not JSON from character 47 on.")),
+    post("a bare line break", written(name='"a\nb"'), 400, detail("The body is not JSON from character 10 on.")),
+    post("single quotes", "{'name': 'x'}", 400, detail("The body is not JSON from character 1 on.")),
+    post("a form", "name=Deadpond&secret_name=x", 400, detail("The body is not JSON from character 0 on.")),
+    post("latin-1", written(name='"Zo\xeb"').encode("latin-1"), 400, detail(NO_UTF8)),
+    post("half a character", b'{"name":"\xf0\x9f"}', 400, detail(NO_UTF8)),
+    post("an encoded surrogate", b'{"name":"\xed\xa0\x80"}', 400, detail(NO_UTF8)),
+    post("overlong UTF-8", b'{"name":"\xc0\x80"}', 400, detail(NO_UTF8)),
+    post("zeros", b"\0" * 10, 400, detail(NO_UTF8)),
+    post("gzip", b"\x1f\x8b\x08\0\0\0\0\0", 400, detail(NO_UTF8)),
+    post("a byte order mark", written().encode("utf-8-sig"), 200, hero(16)),
+    post("UTF-16", written().encode("utf-16"), 200, hero(17)),
+    post("half of UTF-16", written().encode("utf-16")[:-1], 400, detail(NO_UTF8)),
+]
+
+CONTENT_TYPES = [
+    *[
+        post(f"as {kind}", written(), 422, invalid("json_type", NO_JSON, "body"), {"Content-Type": kind})
+        for kind in ["text/plain", "text/json", "application/x-www-form-urlencoded", "multipart/form-data", "json", ";"]
+    ],
+    post("as nothing", written(), 422, invalid("json_type", NO_JSON, "body"), {}),
+    post("noise as nothing", b"\xff\0\xfe", 422, invalid("json_type", NO_JSON, "body"), {}),
+    post("as utf-99", written(), 200, hero(18), {"Content-Type": "application/json; charset=utf-99"}),
+    post("as JSON of a kind", written(), 200, hero(19), {"Content-Type": "application/vnd.api+json"}),
+    post("as JSON in capitals", written(), 200, hero(20), {"Content-Type": "APPLICATION/JSON"}),
+]
+
+CHANGES = [
+    patch("nothing sent", "", 422, invalid("missing", MISSING, "body")),
+    patch("{}", "{}", 200, hero()),
+    patch("unknown fields", '{"nmae":"x","id":7}', 200, hero()),
+    *[
+        patch(f"a {field} of null", f'{{"{field}":null}}', 422, invalid("string_type", NO_STRING, "body", field))
+        for field in ("name", "secret_name")
+    ],
+    patch("an age of null", '{"age":null}', 200, hero()),
+    patch(
+        "a good age and a bad name", '{"age":5,"name":""}', 422, invalid("string_too_short", TOO_SHORT, "body", "name")
+    ),
+    patch("an age of 2^31", '{"age":2147483648}', 422, at_most(2**31 - 1, "body", "age")),
+    patch("a name with a NUL", r'{"name":"\u0000"}', 422, invalid("string_pattern_mismatch", HAS_NUL, "body", "name")),
+    patch("a surrogate", r'{"name":"\ud800"}', 422, invalid("string_unicode", NO_UNICODE, "body", "name")),
+    patch("NaN", '{"age":NaN}', 400, detail("The body is not JSON: NaN is no value there.")),
+    patch("33 levels", nested(33), 400, detail(TOO_DEEP)),
+    Case("PATCH 2^63", "PATCH", "/heroes/9223372036854775808", 422, at_most(2**63 - 1, "path", "hero_id"), b"{}"),
+    Case("DELETE 2^63", "DELETE", "/heroes/9223372036854775808", 422, at_most(2**63 - 1, "path", "hero_id")),
+    Case("DELETE with a body", "DELETE", "/heroes/99", 404, detail(NOT_FOUND), b"[" * 1000),
+    get("/heroes/1", 200, hero()),
+]
+
+METHODS = [
+    Case(f"{method} {target}", method, target, 405, detail("Method Not Allowed"))
+    for method in ("PUT", "OPTIONS", "TRACE", "PROPFIND")
+    for target in ("/heroes", "/heroes/", "/heroes/1", "/livez", "/readyz", "/")
+]
+
+CASES = [*PATHS, *QUERIES, *NUMBERS, *TEXTS, *BODIES, *CONTENT_TYPES, *CHANGES, *METHODS]

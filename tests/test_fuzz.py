@@ -1,0 +1,144 @@
+"""Requests that nobody has thought of: none gets a 5xx, and both databases give the same answer.
+
+FUZZ_EXAMPLES sets how many: a few in `make test`, many in `make fuzz`.
+"""
+
+import json
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from http.client import HTTPResponse
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from sqlalchemy import URL
+
+from tests.processes import PATIENCE, free_port, run, server, spell
+
+EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
+SEED = os.environ.get("FUZZ_SEED", "1")
+FRAMING = {"connection", "content-length", "expect", "host", "transfer-encoding", "upgrade", "x-request-id"}
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.text(st.characters(categories=["Cs", "Cc"])),
+    lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+)
+fields = st.sampled_from(["name", "age", "secret_name", "id"]) | st.text()
+heroes = st.fixed_dictionaries({"name": st.text(min_size=1), "secret_name": st.text(min_size=1)})
+changed_heroes = st.builds(lambda hero, changes: hero | changes, heroes, st.dictionaries(fields, values))
+documents = (changed_heroes | values).map(lambda value: json.dumps(value).encode())
+cut_documents = st.builds(
+    lambda document, start, end: document[start:-end], documents, st.integers(0, 9), st.integers(1, 9)
+)
+bodies = documents | cut_documents | st.binary() | st.text().map(str.encode)
+path_text = st.text(st.characters(min_codepoint=0x21, max_codepoint=0x7E, exclude_characters="#"), max_size=40)
+percents = st.binary(max_size=20).map(lambda garbage: "".join(f"%{byte:02x}" for byte in garbage))
+segments = path_text | percents | st.integers().map(str) | st.just("1")
+targets = st.builds(
+    "{}{}".format, st.sampled_from(["/heroes/", "/heroes", "/", "/heroes/?limit=", "/heroes/?"]), segments
+)
+header_names = st.text(st.sampled_from("abcdefghijklmnopqrstuvwxyz-_!#$%&'*+.^`|~0123456789"), min_size=1, max_size=20)
+header_values = st.text(st.characters(min_codepoint=0x20, max_codepoint=0xFF, exclude_characters="\x7f"), max_size=60)
+known_names = st.sampled_from(["accept", "content-type", "content-encoding", "cookie", "origin", "range", "te", "via"])
+known_values = st.sampled_from(
+    ["application/json", "application/problem+json;q=0.5", "*/*", "application/json; charset=\xff", "text/plain", ""]
+)
+soup = st.lists(
+    st.tuples(known_names | header_names, known_values | header_values).filter(lambda pair: pair[0] not in FRAMING)
+)
+
+
+def write(method: str, target: str, headers: list[tuple[str, str]], body: bytes) -> bytes:
+    lines = [f"{method} {target} HTTP/1.1", "Host: heroes.test", "Connection: close", "X-Request-ID: fuzz"]
+    lines += [f"{name}: {value}" for name, value in headers]
+    lines += [f"Content-Length: {len(body)}", "", ""]
+    return "\r\n".join(lines).encode("latin-1") + body
+
+
+requests = st.builds(write, st.sampled_from(["GET", "POST", "PATCH", "DELETE", "PUT"]), targets, soup, bodies)
+written_heroes = bodies.map(lambda body: write("POST", "/heroes/", [("Content-Type", "application/json")], body))
+changes = bodies.map(lambda body: write("PATCH", "/heroes/1", [("Content-Type", "application/json")], body))
+
+
+@pytest.fixture(scope="module")
+def ports(sqlite_databases: Any, postgres_databases: Any) -> Iterator[tuple[int, int]]:
+    """The ports of two servers with equal content, one on each database."""
+    urls = [sqlite_databases.migrated(), postgres_databases.migrated()]
+    ports = [free_port(), free_port()]
+    with ExitStack() as stack:
+        for url, port in zip(urls, ports, strict=True):
+            command = ("uvicorn", "app.main:app", "--port", str(port), "--log-level", "error")
+            client = stack.enter_context(server(*command, port=port, changes={"DATABASE_URL": spell(url)}))
+            assert client.post("/heroes/", json={"name": "Deadpond", "secret_name": "x"}).json()["id"] == 1
+        yield ports[0], ports[1]
+    postgres_databases.drop(urls[1])
+
+
+def send(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes, and read the answer: its status, its headers but for the time, and its body."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)) as connection:
+        connection.sendall(request)
+        with closing(HTTPResponse(connection)) as response:
+            response.begin()
+            headers = {name.lower(): value for name, value in response.headers.items() if name.lower() != "date"}
+            return response.status, headers, response.read()
+
+
+def check(ports: tuple[int, int], request: bytes) -> None:
+    on_sqlite, on_postgres = (send(port, request) for port in ports)
+    assert on_sqlite == on_postgres
+    status, headers, body = on_sqlite
+    assert status < 500
+    if status >= 400 and headers["content-type"] == "application/json":
+        assert json.loads(body).keys() == {"detail"}
+
+
+def fuzzed(examples: int) -> settings:
+    health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=health, derandomize=SEED != "random")
+
+
+@fuzzed(10 * EXAMPLES)
+@given(request=requests)
+def test_any_request_gets_the_same_answer_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
+    check(ports, request)
+
+
+@fuzzed(10 * EXAMPLES)
+@given(request=written_heroes | changes)
+def test_any_body_gets_the_same_answer_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
+    check(ports, request)
+
+
+@fuzzed(5 * EXAMPLES)
+@given(request=st.binary())
+@example(request=b"\0" * 70_000)
+def test_any_bytes_are_answered_or_cut_off(ports: tuple[int, int], request: bytes) -> None:
+    for port in ports:
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)) as connection:
+            connection.sendall(request)
+            connection.shutdown(socket.SHUT_WR)
+            answer = connection.recv(100)
+            assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+
+
+def test_the_schema_says_what_is_answered(url: URL) -> None:
+    """Schemathesis, all its checks, from examples to series of requests that build on each other."""
+    port = free_port()
+    command = ("uvicorn", "app.main:app", "--port", str(port), "--log-level", "error")
+    with server(*command, port=port, changes={"DATABASE_URL": spell(url)}):
+        seed = [] if SEED == "random" else ["--seed", SEED]
+        options = ["--checks", "all", "--max-examples", str(EXAMPLES), "--no-color", *seed]
+        result = run(
+            "schemathesis", "run", f"http://127.0.0.1:{port}/openapi.json", *options, changes={}, patience=3600
+        )
+    print(result.stdout)  # noqa: T201 - how many requests there were, for who asks with `pytest -s`
+    assert result.returncode == 0, result.stdout

@@ -1,0 +1,142 @@
+"""A secret name goes in and never comes out: not in a response, not in the log, not in telemetry."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import URL, text
+
+from app.database import create_engine
+from tests.processes import free_port, server, spell
+
+MARK = "tvqzxkwj"
+HERO = {"name": "Deadpond", "secret_name": MARK}
+EVERYTHING = {
+    "version": 1,
+    "disable_existing_loggers": False,
+    "formatters": {"plain": {"format": "%(name)s %(levelname)s %(message)s"}},
+    "handlers": {"stream": {"class": "logging.StreamHandler", "formatter": "plain"}},
+    "loggers": {"sqlalchemy": {"level": "DEBUG"}},
+    "root": {"level": "DEBUG", "handlers": ["stream"]},
+}
+PATHS = [f'{{"name":"x","secret_name":"{MARK}"', f'{{"secret_name":"{MARK}"}}', f'["{MARK}"]', f'"{MARK}"', MARK]
+
+
+@pytest.fixture
+def exported() -> Iterator[tuple[int, list[bytes]]]:
+    """A collector of telemetry: its port, and all that was sent to it."""
+    received: list[bytes] = []
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            received.append(self.path.encode() + self.rfile.read(int(self.headers["Content-Length"])))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            """Say nothing."""
+
+    collector = ThreadingHTTPServer(("127.0.0.1", free_port()), Collector)
+    thread = threading.Thread(target=collector.serve_forever)
+    thread.start()
+    yield collector.server_port, received
+    collector.shutdown()
+    collector.server_close()
+    thread.join()
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """What the server prints, with the root logger and SQLAlchemy's at DEBUG."""
+    return tmp_path / "log"
+
+
+@pytest.fixture
+def client(url: URL, log: Path, tmp_path: Path, exported: tuple[int, list[bytes]]) -> Iterator[httpx.Client]:
+    """A client of a server that logs everything and exports its telemetry."""
+    (tmp_path / "logging.json").write_text(json.dumps(EVERYTHING))
+    port = free_port()
+    command = ("uvicorn", "app.main:app", "--port", str(port), "--log-config", str(tmp_path / "logging.json"))
+    changes = {
+        "DATABASE_URL": spell(url),
+        "LOCK_TIMEOUT": "0.1",
+        "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
+        "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{exported[0]}",
+        "OTEL_BSP_SCHEDULE_DELAY": "100",
+        "OTEL_BLRP_SCHEDULE_DELAY": "100",
+    }
+    with log.open("wb") as output, server(*command, port=port, changes=changes, output=output) as client:
+        yield client
+
+
+def change_schema(url: URL, *statements: str) -> None:
+    async def execute() -> None:
+        engine = create_engine(url, {})
+        async with engine.begin() as connection:
+            for statement in statements:
+                await connection.execute(text(statement))
+        await engine.dispose()
+
+    asyncio.run(execute())
+
+
+def drive(client: httpx.Client) -> Iterator[httpx.Response]:
+    """Send the secret down every path, those where it is accepted and those where it is not."""
+    for headers in ({"Accept": "application/json"}, {"Accept": "application/problem+json"}):
+        client.headers.update(headers)
+        created = client.post("/heroes/", json=HERO)
+        path = f"/heroes/{created.json()['id']}"
+        yield created
+        yield from (client.patch(path, json=changes) for changes in (HERO, {"secret_name": MARK}, {}))
+        yield from (client.get(path), client.get("/heroes/"), client.patch("/heroes/99", json=HERO))
+        for wrong in ({"name": 1}, {"name": MARK * 99}, {"age": MARK}, {"secret_name": MARK + "\0"}, {MARK: [MARK]}):
+            yield client.post("/heroes/", json=HERO | wrong)
+            yield client.patch(path, json=HERO | wrong)
+        for secret in (MARK * 99, [MARK], {MARK: MARK}, None, MARK + "\ud800"):
+            content = json.dumps(HERO | {"secret_name": secret})
+            yield client.post("/heroes/", content=content, headers={"Content-Type": "application/json"})
+            yield client.patch(path, content=content, headers={"Content-Type": "application/json"})
+        for body in PATHS:
+            for content_type in ("application/json", "text/plain"):
+                yield client.post("/heroes/", content=body, headers={"Content-Type": content_type})
+        yield client.post("/heroes/", content=MARK * 200_000, headers={"Content-Type": "application/json"})
+        yield client.delete(path, params={"x": "y"})
+
+
+def refuse(client: httpx.Client, url: URL) -> Iterator[httpx.Response]:
+    """Let the database refuse the secret: as a duplicate, as a statement that it can't run, and as one too many."""
+    change_schema(url, "DELETE FROM hero", "CREATE UNIQUE INDEX one_secret ON hero (secret_name)")
+    yield client.post("/heroes/", json=HERO)
+    conflict = client.post("/heroes/", json=HERO)
+    assert conflict.status_code == 409
+    yield conflict
+    change_schema(url, "DROP INDEX one_secret", "ALTER TABLE hero RENAME TO hidden")
+    for response in (client.post("/heroes/", json=HERO), client.patch("/heroes/1", json=HERO)):
+        assert response.status_code == 500
+        yield response
+
+
+def test_it_is_nowhere(client: httpx.Client, url: URL, log: Path, exported: tuple[int, list[bytes]]) -> None:
+    statuses = set()
+    for response in (*drive(client), *refuse(client, url)):
+        statuses.add(response.status_code)
+        assert MARK not in response.text
+        assert MARK not in str(response.headers)
+    assert statuses == {200, 400, 404, 409, 413, 422, 500}
+    for _ in range(600):
+        if any(b"/v1/logs" in sent for sent in exported[1]) and any(
+            b"PATCH /heroes/{hero_id}" in sent for sent in exported[1]
+        ):
+            break
+        threading.Event().wait(0.1)
+    else:
+        pytest.fail("no telemetry was exported")
+    assert "app.errors ERROR POST /heroes" in log.read_text()
+    assert MARK not in log.read_text()
+    assert not any(MARK.encode() in sent for sent in exported[1])
