@@ -216,6 +216,5 @@ class CatchUnexpected:
                 scope["state"]["request_id"],
                 frames,
             )
-            if started:  # too late to answer: the client must see that the response is cut
-                raise RuntimeError("The response could not be finished.") from None
-            await answer(Request(scope), 500, PROBLEMS[500][1])(scope, receive, send)
+            if not started:  # else it is too late: the server cuts a response that has no end, and the client sees it
+                await answer(Request(scope), 500, PROBLEMS[500][1])(scope, receive, send)

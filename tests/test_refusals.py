@@ -16,7 +16,7 @@ from app.main import create_app
 from app.refusals import describe, status_of
 from app.sessions import SessionDep
 from app.settings import Settings
-from tests.conftest import running
+from tests.conftest import execute, running
 
 TABLES = [
     "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
@@ -145,6 +145,14 @@ async def test_of_two_that_wait_for_each_other_one_is_told_to_come_back(postgres
     async with serving(postgres_url) as client:
         statuses = await asyncio.gather(status(client, *crossing(1, 2)), status(client, *crossing(2, 1)))
         assert sorted(statuses) == [200, 503]
+
+
+async def test_a_connection_that_the_server_has_closed_is_a_matter_of_time(postgres_url: URL, postgres: URL) -> None:
+    async with serving(postgres_url, pool_size=1) as client:
+        pid = (await client.post("/statements/", json=["SELECT pg_backend_pid()"])).json()[0]
+        await asyncio.to_thread(execute, postgres, f"SELECT pg_terminate_backend({pid}, 5000)")
+        assert await status(client, "SELECT 1") == 503
+        assert await status(client, "SELECT 1") == 200
 
 
 async def test_a_server_that_only_reads_is_a_matter_of_time(postgres_url: URL) -> None:
