@@ -1,7 +1,8 @@
 """Bodies: how JSON is read, the same on every version of Python."""
 
 import json
-from collections.abc import Callable, Coroutine, Iterable
+import re
+from collections.abc import Callable, Coroutine
 from typing import Any, NoReturn
 
 from fastapi import Request, Response
@@ -37,17 +38,17 @@ class JSONRequest(Request):
         """
         body = await self.body()
         try:
-            value = DECODER.decode(body.decode(json.detect_encoding(body)))
-            check_depth(value)
+            text = body.decode(json.detect_encoding(body))
         except UnicodeDecodeError:
             raise MalformedBody("The body is not encoded as UTF-8.") from None
-        except json.JSONDecodeError as error:
-            raise MalformedBody(f"The body is not JSON from character {error.pos} on.") from None
+        if is_too_deep(text):  # before it is decoded: each version of Python has a depth of its own that it gives up at
+            raise MalformedBody(f"The body is nested deeper than {MAX_DEPTH} levels.")
+        try:
+            return DECODER.decode(text)
+        except json.JSONDecodeError:
+            raise MalformedBody("The body is not JSON.") from None
         except ValueError:
-            raise MalformedBody("The body has a number with too many digits.") from None
-        except RecursionError:
-            raise MalformedBody(f"The body is nested deeper than {MAX_DEPTH} levels.") from None
-        return value
+            raise MalformedBody("The body has an integer with too many digits.") from None
 
 
 def refuse_constant(name: str) -> NoReturn:
@@ -56,21 +57,17 @@ def refuse_constant(name: str) -> NoReturn:
 
 
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)
+STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
+BRACKET = re.compile(r"[\[\]{}]")
 
 
-def check_depth(value: object) -> None:
-    """Raise RecursionError, as the decoder does at a depth that each version of Python has for itself."""
-    level = [value]
-    for _ in range(MAX_DEPTH):
-        level = [child for parent in level for child in children(parent)]
-        if not level:
-            return
-    if any(isinstance(child, dict | list) for child in level):
-        raise RecursionError
-
-
-def children(value: object) -> Iterable[object]:
-    """List the values directly in an object or array."""
-    if isinstance(value, dict):
-        return value.values()
-    return value if isinstance(value, list) else ()
+def is_too_deep(text: str) -> bool:
+    """Tell whether arrays and objects are nested deeper than `MAX_DEPTH`, in what is JSON or may not be."""
+    if text.count("[") + text.count("{") <= MAX_DEPTH:
+        return False
+    depth = 0
+    for bracket in BRACKET.findall(STRING.sub("", text)):
+        depth += 1 if bracket in "[{" else -1
+        if depth > MAX_DEPTH:
+            return True
+    return False

@@ -127,10 +127,10 @@ def _postgres_engine(url: URL, session: Mapping[str, object], **options: Any) ->
 
 
 async def _connect(**options: Any) -> asyncpg.Connection:
-    """Connect, and let a server that isn't there fail as one that refuses: an OSError would be no SQLAlchemyError."""
+    """Connect, and let a server that isn't there, or isn't the one, fail as one that refuses: as a SQLAlchemyError."""
     try:
         return await asyncpg.connect(**options)
-    except OSError as error:
+    except (OSError, asyncpg.TargetServerAttributeNotMatched) as error:
         raise asyncpg.CannotConnectNowError(str(error)) from error
 
 

@@ -10,7 +10,6 @@ from typing import Any
 from fastapi import FastAPI, HTTPException, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
-from fastapi.utils import is_body_allowed_for_status_code
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -35,8 +34,10 @@ PROBLEMS = {
     500: ("unexpected", "The service failed."),
     503: ("unavailable", "The service can't answer now, but may soon."),
 }
-WEIGHT = re.compile(r"q=(0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
+LONGEST_ACCEPT = 1000
+WEIGHT = re.compile(r"q=(?:0(?:\.[0-9]{0,3})?|1(?:\.0{0,3})?)")
 LEAST_WEIGHT = 0.001  # a weight of 0 says: not this
+NO_JSON = {"type": "json_type", "loc": ["body"], "msg": "Send JSON, with Content-Type: application/json"}
 REF_TEMPLATE = "#/components/schemas/{model}"
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 
@@ -82,7 +83,7 @@ class Problem(BaseModel):
     title: str
     status: int
     detail: str
-    errors: list[InvalidValue] | None = None
+    errors: list[InvalidValue] = []
 
 
 def responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
@@ -105,11 +106,12 @@ def install(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(answer_invalid_input)
     app.exception_handler(SQLAlchemyError)(answer_refusal)
     app.add_middleware(CatchUnexpected)
-    generate = app.openapi
+    generate, problem = app.openapi, Problem.model_json_schema(ref_template=REF_TEMPLATE)
+    problem.pop("$defs")  # they are among the components already
 
     def openapi() -> dict[str, Any]:
         schema = generate()
-        schema["components"]["schemas"]["Problem"] = Problem.model_json_schema(ref_template=REF_TEMPLATE)
+        schema["components"]["schemas"]["Problem"] = problem
         return schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's own way to extend its schema
@@ -125,9 +127,12 @@ async def answer_http_error(request: Request, error: StarletteHTTPException) -> 
 
 async def answer_invalid_input(request: Request, error: RequestValidationError) -> Response:
     """Answer that values are not valid, without what FastAPI adds to each: the value."""
-    errors = [{"type": found["type"], "loc": list(found["loc"]), "msg": found["msg"]} for found in error.errors()]
-    if isinstance(error.body, bytes):
-        errors = [{"type": "json_type", "loc": ["body"], "msg": "Send JSON, with Content-Type: application/json"}]
+    errors = [
+        NO_JSON
+        if found["loc"] == ("body",) and isinstance(error.body, bytes)
+        else {"type": found["type"], "loc": list(found["loc"]), "msg": found["msg"]}
+        for found in error.errors()
+    ]
     return answer(request, 422, errors)
 
 
@@ -136,15 +141,13 @@ async def answer_refusal(request: Request, error: SQLAlchemyError) -> Response:
     status = status_of(error)
     if status is None:
         raise error
-    log.warning("%s %s: the database refused (%s)", request.method, route_of(request.scope), describe(error))
+    log.warning("%s: refused by the database: %s", name_of(request.scope), describe(error))
     return answer(request, status, PROBLEMS[status][1], RETRY_AFTER if status == 503 else {})
 
 
 def answer(request: Request, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
     """Answer an error in the one of its two forms that the client asks for."""
     headers = {"Vary": "Accept", **(headers or {})}
-    if not is_body_allowed_for_status_code(status):
-        return Response(status_code=status, headers=headers)
     if not wants_problem(",".join(request.headers.getlist("accept"))):
         return JSONResponse({"detail": detail}, status, headers)
     if status in PROBLEMS:
@@ -158,12 +161,15 @@ def answer(request: Request, status: int, detail: Any, headers: Mapping[str, str
 
 
 def wants_problem(accept: str) -> bool:
-    """Tell whether an Accept header names application/problem+json, and application/json with no higher weight."""
+    """Tell whether an Accept header names application/problem+json, and application/json with no higher weight.
+
+    A header of more than `LONGEST_ACCEPT` characters is not read, nor are parameters other than the weight.
+    """
     weights: dict[str, float] = {}
-    for media_range in accept.lower().split(","):
+    for media_range in accept.lower().split(",") if len(accept) <= LONGEST_ACCEPT else ():
         name, *parameters = [part.strip() for part in media_range.split(";")]
-        found = [match[1] for parameter in parameters if (match := WEIGHT.fullmatch(parameter))]
-        weights[name] = float(found[0]) if found else 1.0
+        weight = next((parameter for parameter in parameters if parameter.startswith("q=")), "q=1")
+        weights[name] = float(weight[2:]) if WEIGHT.fullmatch(weight) else 0.0
     json_ranges = ("application/json", "application/*", "*/*")
     json_weight = next((weights[name] for name in json_ranges if name in weights), 0.0)
     return weights.get(PROBLEM_JSON, 0.0) >= max(json_weight, LEAST_WEIGHT)
@@ -178,9 +184,10 @@ def allowed_methods(request: Request) -> list[str]:
     ]
 
 
-def route_of(scope: Scope) -> str:
-    """Name the path as its route is written: what the client wrote may be anything."""
-    return str(getattr(scope.get("route"), "path", "an unknown path"))
+def name_of(scope: Scope) -> str:
+    """Name a request in the log, with the path as its route is written: what the client wrote may be anything."""
+    path = getattr(scope.get("route"), "path", "an unknown path")
+    return f"{scope['method']} {path} {scope['state']['request_id']}"
 
 
 class CatchUnexpected:
@@ -195,6 +202,9 @@ class CatchUnexpected:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything through, and answer what is raised."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
         started = False
 
         async def note_start(message: Message) -> None:
@@ -204,17 +214,9 @@ class CatchUnexpected:
 
         try:
             await self.app(scope, receive, note_start)
-        except Exception as error:
-            if scope["type"] != "http":
-                raise
+        except Exception as error:  # noqa: BLE001 - that is what it is for
             frames = "".join(traceback.format_tb(error.__traceback__))
-            log.error(  # noqa: TRY400 - an exception's own text stays out of the log
-                "%s %s: %s in request %s\n%s",
-                scope["method"],
-                route_of(scope),
-                describe(error),
-                scope["state"]["request_id"],
-                frames,
-            )
+            # Not log.exception: an exception's own text stays out of the log.
+            log.error("%s: unexpected %s\n%s", name_of(scope), describe(error), frames)  # noqa: TRY400
             if not started:  # else it is too late: the server cuts a response that has no end, and the client sees it
                 await answer(Request(scope), 500, PROBLEMS[500][1])(scope, receive, send)

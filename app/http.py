@@ -11,6 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.bodies import MAX_BYTES, JSONRoute
 
+BODILESS = {"GET", "HEAD", "DELETE"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 
 
@@ -22,10 +23,13 @@ class Router(APIRouter):
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"route_class": JSONRoute, "max_body_size": MAX_BYTES, **options})
+        super().__init__(**{"route_class": JSONRoute, **options})
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
         """Register the path as it is written, and its other spelling behind it, out of the documentation's sight."""
+        # Where nobody reads the body, its limit would be noticed only after the work is done.
+        if options.get("max_body_size") is None and not BODILESS.issuperset(options.get("methods") or ["GET"]):
+            options["max_body_size"] = MAX_BYTES
         other_path = path.removesuffix("/") if path.endswith("/") else f"{path}/"
         super().add_api_route(path, endpoint, **options)
         super().add_api_route(other_path, endpoint, **options | {"include_in_schema": False})

@@ -1,6 +1,6 @@
 """Refusals: which HTTP status says what the database said, and what of it may be written down.
 
-The text of a database error never leaves this file: it repeats values, as in `Failing row contains (…)`.
+What a database says of a statement is never written down: it repeats values, as in `Failing row contains (…)`.
 """
 
 from sqlalchemy.exc import DBAPIError
@@ -30,7 +30,6 @@ STATUSES = {
     "SQLITE_CONSTRAINT_NOTNULL": 422,
     "SQLITE_FULL": 503,
     "SQLITE_IOERR": 503,
-    "SQLITE_LOCKED": 503,
     "SQLITE_READONLY": 503,
     "SQLITE_TOOBIG": 422,
 }

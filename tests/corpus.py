@@ -25,7 +25,8 @@ MISSING = "Field required"
 NO_JSON = "Send JSON, with Content-Type: application/json"
 NO_UTF8 = "The body is not encoded as UTF-8."
 TOO_DEEP = "The body is nested deeper than 32 levels."
-LONG_NUMBER = "The body has a number with too many digits."
+LONG_NUMBER = "The body has an integer with too many digits."
+NOT_JSON = "The body is not JSON."
 
 
 @dataclass(frozen=True)
@@ -88,6 +89,13 @@ def nested(depth: int) -> str:
     return "[" * depth + "]" * depth
 
 
+BOTH_WRONG = detail(
+    [
+        {"type": "int_parsing", "loc": ["path", "hero_id"], "msg": NO_DIGITS},
+        {"type": "json_type", "loc": ["body"], "msg": NO_JSON},
+    ]
+)
+
 PATHS = [
     get("/heroes/2147483647", 404, detail(NOT_FOUND)),
     get("/heroes/2147483648", 404, detail(NOT_FOUND)),
@@ -141,7 +149,8 @@ QUERIES = [
     get("/heroes/?offset=9223372036854775808", 422, at_most(2**63 - 1, "query", "offset")),
     get("/heroes/?offset=" + "9" * 5_000, 422, invalid("int_parsing_size", TOO_MANY_DIGITS, "query", "offset")),
     *[
-        get(f"/heroes/?limit={word}", 422, invalid("int_parsing", NO_DIGITS, "query", "limit"))
+        get(f"/heroes/?{name}={word}", 422, invalid("int_parsing", NO_DIGITS, "query", name))
+        for name in ("limit", "offset")
         for word in ["", "1_0", "+1", "%2B1", "1.0", "%00", "%ff", "ten", "%F0%9F%92%A9", "NaN", "%20"]
     ],
     get("/heroes/?limit=0&limit=1", 200, [hero()]),
@@ -218,22 +227,41 @@ BODIES = [
     ],
     post("33 levels of objects", '{"x":' * 33 + "1" + "}" * 33, 400, detail(TOO_DEEP)),
     post("33 levels in a hero", written(f',"x":{nested(32)}'), 400, detail(TOO_DEEP)),
-    post("levels without an end", "[" * 32, 400, detail("The body is not JSON from character 32 on.")),
-    post("{", "{", 400, detail("The body is not JSON from character 1 on.")),
-    post("half a hero", written()[:-1], 400, detail("The body is not JSON from character 46 on.")),
-    post("a hero and more", written() + "x", 400, detail("The body is not JSON from character 47 on.")),
-    post("two heroes", written() * 2, 400, detail("The body is not JSON from character 47 on.")),
-    post("a bare line break", written(name='"a\nb"'), 400, detail("The body is not JSON from character 10 on.")),
-    post("single quotes", "{'name': 'x'}", 400, detail("The body is not JSON from character 1 on.")),
-    post("a form", "name=Deadpond&secret_name=x", 400, detail("The body is not JSON from character 0 on.")),
+    post("levels without an end", "[" * 32, 400, detail(NOT_JSON)),
+    *[
+        post(f"{len(body)} of {body[:20]}", body, 400, detail(TOO_DEEP))
+        for body in ["[" * 33, "[" * 500, "[" * 5_000, '{"a":' * 2_000, '{"[":' * 33]
+    ],
+    *[
+        post(f"2,000 levels and {end[:9]}", "[" * 2_000 + end, 400, detail(TOO_DEEP))
+        for end in ["NaN", "9" * 5_000, '"' + "\\\\" * 9_999]
+    ],
+    post(
+        "brackets in a string",
+        written(name='"' + "[" * 40 + r"\\\"" + "]" * 40 + '"'),
+        200,
+        hero(16, "[" * 40 + '\\"' + "]" * 40),
+    ),
+    post("shallow brackets", written(',"x":[' + "[],{}," * 99 + "1]"), 200, hero(17)),
+    post("{", "{", 400, detail(NOT_JSON)),
+    post("a trailing comma", written(","), 400, detail(NOT_JSON)),
+    post("a trailing comma in a list", "[1, ]", 400, detail(NOT_JSON)),
+    post("closing brackets", "]" * 40, 400, detail(NOT_JSON)),
+    post("a string without an end", '"' + r"\"" * 9_999, 400, detail(NOT_JSON)),
+    post("half a hero", written()[:-1], 400, detail(NOT_JSON)),
+    post("a hero and more", written() + "x", 400, detail(NOT_JSON)),
+    post("two heroes", written() * 2, 400, detail(NOT_JSON)),
+    post("a bare line break", written(name='"a\nb"'), 400, detail(NOT_JSON)),
+    post("single quotes", "{'name': 'x'}", 400, detail(NOT_JSON)),
+    post("a form", "name=Deadpond&secret_name=x", 400, detail(NOT_JSON)),
     post("latin-1", written(name='"Zo\xeb"').encode("latin-1"), 400, detail(NO_UTF8)),
     post("half a character", b'{"name":"\xf0\x9f"}', 400, detail(NO_UTF8)),
     post("an encoded surrogate", b'{"name":"\xed\xa0\x80"}', 400, detail(NO_UTF8)),
     post("overlong UTF-8", b'{"name":"\xc0\x80"}', 400, detail(NO_UTF8)),
     post("zeros", b"\0" * 10, 400, detail(NO_UTF8)),
     post("gzip", b"\x1f\x8b\x08\0\0\0\0\0", 400, detail(NO_UTF8)),
-    post("a byte order mark", written().encode("utf-8-sig"), 200, hero(16)),
-    post("UTF-16", written().encode("utf-16"), 200, hero(17)),
+    post("a byte order mark", written().encode("utf-8-sig"), 200, hero(18)),
+    post("UTF-16", written().encode("utf-16"), 200, hero(19)),
     post("half of UTF-16", written().encode("utf-16")[:-1], 400, detail(NO_UTF8)),
 ]
 
@@ -244,9 +272,9 @@ CONTENT_TYPES = [
     ],
     post("as nothing", written(), 422, invalid("json_type", NO_JSON, "body"), {}),
     post("noise as nothing", b"\xff\0\xfe", 422, invalid("json_type", NO_JSON, "body"), {}),
-    post("as utf-99", written(), 200, hero(18), {"Content-Type": "application/json; charset=utf-99"}),
-    post("as JSON of a kind", written(), 200, hero(19), {"Content-Type": "application/vnd.api+json"}),
-    post("as JSON in capitals", written(), 200, hero(20), {"Content-Type": "APPLICATION/JSON"}),
+    post("as utf-99", written(), 200, hero(20), {"Content-Type": "application/json; charset=utf-99"}),
+    post("as JSON of a kind", written(), 200, hero(21), {"Content-Type": "application/vnd.api+json"}),
+    post("as JSON in capitals", written(), 200, hero(22), {"Content-Type": "APPLICATION/JSON"}),
 ]
 
 CHANGES = [
@@ -267,6 +295,7 @@ CHANGES = [
     patch("NaN", '{"age":NaN}', 400, detail("The body is not JSON: NaN is no value there.")),
     patch("33 levels", nested(33), 400, detail(TOO_DEEP)),
     Case("PATCH 2^63", "PATCH", "/heroes/9223372036854775808", 422, at_most(2**63 - 1, "path", "hero_id"), b"{}"),
+    Case("PATCH two things wrong", "PATCH", "/heroes/x", 422, BOTH_WRONG, b"{}", (("Content-Type", "text/plain"),)),
     Case("DELETE 2^63", "DELETE", "/heroes/9223372036854775808", 422, at_most(2**63 - 1, "path", "hero_id")),
     Case("DELETE with a body", "DELETE", "/heroes/99", 404, detail(NOT_FOUND), b"[" * 1000),
     get("/heroes/1", 200, hero()),

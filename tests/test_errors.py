@@ -40,6 +40,11 @@ async def fail_to_respond() -> dict[str, str]:
     return {"secret_name": SECRET}
 
 
+@router.get("/named/{name}")
+async def fail_with_a_name(name: str) -> None:
+    raise RuntimeError(name)
+
+
 @router.get("/half-way")
 async def fail_half_way() -> StreamingResponse:
     async def halves() -> AsyncIterator[bytes]:
@@ -86,7 +91,7 @@ class TestShape:
     @pytest.mark.parametrize(
         ("request_line", "body", "status", "detail"),
         [
-            ("POST /heroes/", "{", 400, "The body is not JSON from character 1 on."),
+            ("POST /heroes/", "{", 400, "The body is not JSON."),
             ("GET /heroes/1", "", 404, "Hero not found"),
             ("GET /nowhere/", "", 404, "Not Found"),
             ("PUT /heroes/1", "", 405, "Method Not Allowed"),
@@ -132,7 +137,13 @@ class TestShape:
             ("application/json, application/problem+json;q=0.9", "application/json"),
             ("*/*, application/problem+json;q=0.9", "application/json"),
             ("application/*;q=0.8, application/problem+json;q=0.7", "application/json"),
+            ("application/*;q=0.5, */*, application/problem+json;q=0.7", PROBLEM),
             ("application/problem+json;q=0", "application/json"),
+            ("application/problem+json;q=-1", "application/json"),
+            ("application/problem+json;q=0.0001", "application/json"),
+            ("application/problem+json;q=nan", "application/json"),
+            ("application/json;q=x, application/problem+json;q=0.1", PROBLEM),
+            ("text/html, " * 99 + PROBLEM, "application/json"),
             ("application/problem+json;q=0.000", "application/json"),
             ("*/*", "application/json"),
             ("application/*", "application/json"),
@@ -174,7 +185,9 @@ class TestShape:
 
 
 class TestUnexpected:
-    @pytest.mark.parametrize("path", ["/failing/now", "/failing/with-a-cause", "/failing/response"])
+    @pytest.mark.parametrize(
+        "path", ["/failing/now", "/failing/with-a-cause", "/failing/response", f"/failing/named/{SECRET}"]
+    )
     async def test_it_is_answered_in_both_forms_and_logged_once_without_its_message(
         self, failing: FastAPI, caplog: pytest.LogCaptureFixture, path: str
     ) -> None:
@@ -187,7 +200,8 @@ class TestUnexpected:
         for response, request_id in [(plain, "first"), (problem, "second")]:
             assert response.headers["X-Request-ID"] == request_id
             (record,) = [record for record in caplog.records if request_id in record.getMessage()]
-            assert "in fail" in record.getMessage() or "Error" in record.getMessage()
+            assert record.getMessage().startswith("GET /failing/")
+            assert "Error" in record.getMessage()
         assert len(caplog.records) == 2
         assert SECRET not in caplog.text
         assert SECRET not in plain.text + problem.text

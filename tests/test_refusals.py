@@ -1,8 +1,10 @@
 """What a database refuses becomes the status that says whose turn it is."""
 
 import asyncio
+import shutil
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -16,7 +18,7 @@ from app.main import create_app
 from app.refusals import describe, status_of
 from app.sessions import SessionDep
 from app.settings import Settings
-from tests.conftest import execute, running
+from tests.conftest import execute, migrate, running
 
 TABLES = [
     "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
@@ -106,6 +108,37 @@ async def test_a_file_that_another_process_writes_to_is_a_matter_of_time(sqlite_
 
 
 @pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        (["PRAGMA query_only = 1", "INSERT INTO parent VALUES (3)"], 503),
+        (["PRAGMA max_page_count = 1", "INSERT INTO hero (name, secret_name) VALUES (hex(zeroblob(99999)), 'x')"], 503),
+        (["SELECT zeroblob(2000000000)"], 422),
+    ],
+)
+async def test_sqlite_refuses(sqlite_url: URL, statements: list[str], expected: int) -> None:
+    async with serving(sqlite_url) as client:
+        assert await status(client, *statements) == expected
+
+
+async def test_a_folder_that_is_gone_is_a_matter_of_time(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "data/database.db"))
+    await asyncio.to_thread(migrate, url)
+    async with running(create_app(Settings(database_url=url))) as client:
+        shutil.rmtree(tmp_path / "data")
+        assert (await client.get("/heroes/")).status_code == 503
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("sqlstate", "08006"), ("sqlstate", "28P01"), ("sqlite_errorname", "SQLITE_IOERR_WRITE")]
+)
+def test_what_a_test_can_not_provoke_is_a_matter_of_time_too(name: str, code: str) -> None:
+    orig = Exception()
+    setattr(orig, name, code)
+    assert status_of(DBAPIError("SELECT 1", None, orig)) == 503
+
+
+@pytest.mark.parametrize(
     ("statement", "expected"),
     [
         ("SELECT pg_sleep(9)", 503),
@@ -171,10 +204,24 @@ async def test_a_statement_that_a_migration_made_stale_is_a_matter_of_time(postg
     await engine.dispose()
 
 
-@pytest.mark.parametrize("wrong", [{"database": "nowhere"}, {"username": "nobody"}, {"host": "127.0.0.1", "port": 9}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"database": "nowhere"},
+        {"username": "nobody"},
+        {"host": "127.0.0.1", "port": 9, "query": {}},
+    ],
+)
 async def test_a_server_that_lets_nobody_in_is_a_matter_of_time(postgres_url: URL, wrong: dict[str, Any]) -> None:
-    url = postgres_url.set(**wrong)
-    app = create_app(Settings(database_url=url.set(query={}) if "host" in wrong else url))
+    await assert_unavailable(postgres_url.set(**wrong))
+
+
+async def test_a_server_that_is_not_the_one_asked_for_is_a_matter_of_time(postgres_url: URL) -> None:
+    await assert_unavailable(postgres_url.update_query_dict({"target_session_attrs": "standby"}))
+
+
+async def assert_unavailable(url: URL) -> None:
+    app = create_app(Settings(database_url=url))
     async with running(app) as client:
         app.state.schema._current = True  # noqa: SLF001 - as if it had been there a moment ago
         assert (await client.get("/heroes/")).status_code == 503

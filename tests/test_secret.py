@@ -25,7 +25,7 @@ EVERYTHING = {
     "loggers": {"sqlalchemy": {"level": "DEBUG"}},
     "root": {"level": "DEBUG", "handlers": ["stream"]},
 }
-PATHS = [f'{{"name":"x","secret_name":"{MARK}"', f'{{"secret_name":"{MARK}"}}', f'["{MARK}"]', f'"{MARK}"', MARK]
+BODIES = [f'{{"name":"x","secret_name":"{MARK}"', f'{{"secret_name":"{MARK}"}}', f'["{MARK}"]', f'"{MARK}"', MARK]
 
 
 @pytest.fixture
@@ -102,7 +102,7 @@ def drive(client: httpx.Client) -> Iterator[httpx.Response]:
             content = json.dumps(HERO | {"secret_name": secret})
             yield client.post("/heroes/", content=content, headers={"Content-Type": "application/json"})
             yield client.patch(path, content=content, headers={"Content-Type": "application/json"})
-        for body in PATHS:
+        for body in BODIES:
             for content_type in ("application/json", "text/plain"):
                 yield client.post("/heroes/", content=body, headers={"Content-Type": content_type})
         yield client.post("/heroes/", content=MARK * 200_000, headers={"Content-Type": "application/json"})
@@ -138,5 +138,6 @@ def test_it_is_nowhere(client: httpx.Client, url: URL, log: Path, exported: tupl
     else:
         pytest.fail("no telemetry was exported")
     assert "app.errors ERROR POST /heroes" in log.read_text()
+    assert "refused by the database: IntegrityError" in log.read_text()
     assert MARK not in log.read_text()
     assert not any(MARK.encode() in sent for sent in exported[1])
