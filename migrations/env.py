@@ -34,6 +34,7 @@ OPTIONS: dict[str, Any] = {
     "render_as_batch": True,  # SQLite alters a table by making it anew
     "render_item": render_item,
     "transaction_per_migration": True,
+    "transactional_ddl": True,  # on SQLite too, since create_engine's transactions begin where they say
 }
 
 

@@ -90,7 +90,10 @@ async def test_every_answer_is_declared_and_every_declared_answer_occurs(empty_u
             await connection.execute(text("ALTER TABLE hero RENAME TO hidden"))
         await engine.dispose()
         answers |= await ask_operations(client)
-        assert answers == set(declared((await client.get("/openapi.json")).json()))
+        asked = {path for _, path, _, _ in answers}
+        assert asked == {"/heroes/", "/heroes/{hero_id}", "/livez", "/readyz"}
+        schema = (await client.get("/openapi.json")).json()
+        assert answers == {answer for answer in declared(schema) if answer[1] in asked}
 
 
 async def test_every_answer_has_the_form_that_is_declared(client: httpx.AsyncClient) -> None:
