@@ -61,4 +61,4 @@ lock: install ## Lock the newest versions of all dependencies
 	cd tests/clients && npm update --package-lock-only --no-audit --no-fund  # this one needs Node
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis database.db database.db-shm database.db-wal
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis database.db database.db-shm database.db-wal

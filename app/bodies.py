@@ -15,11 +15,13 @@ MAX_DEPTH = 32
 
 
 class JSONRoute(APIRoute):
-    """A route whose handler gets its body from a `JSONRequest`."""
+    """A route whose handler gets its body, if it takes one, from a `JSONRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """Put the reading of the body before FastAPI's own handling."""
         handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
 
         async def handle_json(request: Request) -> Response:
             return await handle(JSONRequest(request.scope, request.receive))

@@ -1,6 +1,6 @@
 """Refusals: which HTTP status says what the database said, and what of it may be written down.
 
-What a database says of a statement is never written down: it repeats values, as in `Failing row contains (…)`.
+What a database says of a request's statement is never written down: it repeats values, as `Failing row contains (…)`.
 """
 
 from sqlalchemy.exc import DBAPIError

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+from contextlib import aclosing
 from typing import Any, Literal
 
 from alembic import context
@@ -50,15 +51,12 @@ async def migrate_online() -> None:
     # WAL at once: to turn a file that somebody uses into one with a write-ahead log waits for no timeout.
     session = {"busy_timeout": 60_000, "journal_mode": "WAL"} if is_sqlite(URL) else {}
     engine = create_engine(URL, session, poolclass=NullPool)
-    connection = engine.connect()
     try:
-        await connection.start()
+        connection = await engine.connect()
     except SQLAlchemyError as error:
         raise CommandError(f"The database does not answer: {getattr(error, 'orig', error)}") from None
-    try:
+    async with aclosing(connection):
         await connection.run_sync(migrate)
-    finally:
-        await connection.close()
 
 
 def migrate_offline() -> None:

@@ -102,8 +102,8 @@ def check(ports: tuple[int, int], request: bytes) -> None:
 
 
 def fuzzed(examples: int) -> settings:
-    health = [HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
-    return settings(max_examples=examples, deadline=None, suppress_health_check=health, derandomize=SEED != "random")
+    slow = [HealthCheck.too_slow]
+    return settings(max_examples=examples, deadline=None, suppress_health_check=slow, derandomize=SEED != "random")
 
 
 @fuzzed(10 * EXAMPLES)

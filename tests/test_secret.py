@@ -106,7 +106,7 @@ def drive(client: httpx.Client) -> Iterator[httpx.Response]:
             for content_type in ("application/json", "text/plain"):
                 yield client.post("/heroes/", content=body, headers={"Content-Type": content_type})
         yield client.post("/heroes/", content=MARK * 200_000, headers={"Content-Type": "application/json"})
-        yield client.delete(path, params={"x": "y"})
+        yield client.delete(path)
 
 
 def refuse(client: httpx.Client, url: URL) -> Iterator[httpx.Response]:
