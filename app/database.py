@@ -11,7 +11,7 @@ from sqlalchemy import URL, BigInteger, Connection, Integer, event, make_url
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.exc import ArgumentError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
-from sqlalchemy.pool import ConnectionPoolEntry
+from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlmodel import SQLModel
 
 # Postgres's own default names, so that a table made by create_all and one made by a migration are alike.
@@ -28,6 +28,9 @@ logging.getLogger("aiosqlite").setLevel(logging.INFO)
 
 # 64 bits on both: SQLite's INTEGER is that wide already, and only a column of that name numbers its rows.
 BigId = BigInteger().with_variant(Integer(), "sqlite")
+
+# On SQLite, a transaction that reads first and takes the lock later does not wait for it: it fails.
+BEGIN = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
 
 CONNECT_TIMEOUT = 5  # seconds
 PORTS = range(1, 2**16)
@@ -52,48 +55,50 @@ POSTGRES_PARAMETERS: Mapping[str, frozenset[str] | None] = {
 
 
 class Database:
-    """The engines of one process, one for each way to the database. Nothing connects before it is used.
+    """The ways of one process to the database. Nothing connects before it is used.
 
-    - `writes`: transactions. On SQLite it is a single connection, so that writers queue in the process instead of
-      fighting over the file.
-    - `reads`: no transaction, each statement on its own. On Postgres it shares the pool of `writes`; on SQLite it has
-      `pool_size` connections that can't write, and that no writer holds up.
-    - `probes`: one connection beside the pools, so that a health check never queues behind requests.
+    - `writes` and `reads`: for sessions. Each statement is committed when it is done. On Postgres they are one engine;
+      on SQLite the connections of `reads` can't write, and wait for no writer.
+    - `probes`: one connection beside them, so that a health check never queues behind requests.
     """
 
-    def __init__(
-        self, url: URL, *, pool_size: int, lock_timeout: float, statement_timeout: float, sqlite_synchronous: str
-    ) -> None:
+    def __init__(self, url: URL, *, lock_timeout: float, statement_timeout: float, sqlite_synchronous: str) -> None:
         """Take the timeouts in seconds."""
         if is_sqlite(url):
             session: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
             writing = session | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
-            reading = session | {"query_only": "ON"}
-            self.writes = create_engine(url, writing, pool_size=1, max_overflow=0)
-            self.reads = create_engine(url, reading, pool_size=pool_size, max_overflow=0, isolation_level="AUTOCOMMIT")
-            self.probes = create_engine(url, reading, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+            session |= {"query_only": "ON"}
         else:
-            session = {
+            writing = session = {
                 "lock_timeout": int(lock_timeout * 1000),
                 "statement_timeout": int(statement_timeout * 1000),
             }
-            self.writes = create_engine(url, session, pool_size=pool_size, max_overflow=0)
-            self.reads = self.writes.execution_options(isolation_level="AUTOCOMMIT")
-            self.probes = create_engine(url, session, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+        # Sessions stay on their connections: the pool of sessions is the only one.
+        self.writes = create_engine(url, writing, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self.reads = self.writes
+        if is_sqlite(url):
+            self.reads = create_engine(url, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self.probes = create_engine(url, session, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
 
     async def __aenter__(self) -> Self:
         """Be used for the length of a block."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close every connection."""
-        for engine in (self.writes, self.reads, self.probes):
-            await engine.dispose()
+        """Close the connection for probes. Who has connected through the others closes what is his."""
+        await self.probes.dispose()
 
 
 def is_sqlite(url: URL) -> bool:
     """Tell the one database from the other."""
     return url.get_backend_name() == "sqlite"
+
+
+def is_reusable(driver: Any) -> bool:
+    """Tell whether a driver's connection is as good as new: open, and in no transaction. It asks nobody."""
+    if isinstance(driver, asyncpg.Connection):
+        return not driver.is_closed() and not driver.is_in_transaction()
+    return not driver.in_transaction
 
 
 def create_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
@@ -156,8 +161,7 @@ def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> A
 
         @event.listens_for(engine.sync_engine, "begin")
         def begin_immediate(connection: Connection) -> None:
-            # A transaction that reads first and writes later does not wait for the lock: it fails.
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
+            connection.exec_driver_sql(BEGIN["sqlite"])
 
     return engine
 

@@ -2,37 +2,55 @@
 
 import re
 from collections.abc import Callable
-from typing import Any
-from uuid import uuid4
+from random import getrandbits
+from typing import Any, cast
 
 from fastapi import APIRouter
-from starlette.datastructures import Headers, MutableHeaders
+from fastapi.routing import APIRoute
+from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.bodies import MAX_BYTES, JSONRoute
+from app.sessions import lending
 
 BODILESS = {"GET", "HEAD", "DELETE"}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+
+
+class Route(JSONRoute):
+    """A route that refuses a request on arrival, before it has cost much, if too many wait for a session already."""
+
+    async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer, or refuse."""
+        if door := getattr(self.endpoint, "door", None):
+            scope["app"].state.sessions.pool(door).check_queue()
+        await super().handle(scope, receive, send)
 
 
 class Router(APIRouter):
     """A router that reads bodies as `bodies` says, and answers each path with and without the slash at its end.
 
     It redirects neither: a redirect costs a round trip, and its address would be built from the Host header, which the
-    client chooses.
+    client chooses. Its routes are added to the app's as they are: include_router would match each request twice, and
+    with the spelling that is written here alone.
     """
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(**{"route_class": JSONRoute, **options})
+        super().__init__(**{"route_class": Route, "generate_unique_id_function": name_of_route, **options})
 
     def add_api_route(self, path: str, endpoint: Callable[..., Any], **options: Any) -> None:
-        """Register the path as it is written, and its other spelling behind it, out of the documentation's sight."""
+        """Register a path. The documentation shows it as it is written here."""
         # Where nobody reads the body, its limit would be noticed only after the work is done.
         if options.get("max_body_size") is None and not BODILESS.issuperset(options.get("methods") or ["GET"]):
             options["max_body_size"] = MAX_BYTES
-        other_path = path.removesuffix("/") if path.endswith("/") else f"{path}/"
-        super().add_api_route(path, endpoint, **options)
-        super().add_api_route(other_path, endpoint, **options | {"include_in_schema": False})
+        super().add_api_route(path, lending(endpoint), **options)
+        route = cast(APIRoute, self.routes[-1])
+        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$").removesuffix("/") + "/?$")
+
+
+def name_of_route(route: APIRoute) -> str:
+    """Name an operation in the documentation as its handler is named."""
+    return route.name
 
 
 class IdentifyRequest:
@@ -48,12 +66,12 @@ class IdentifyRequest:
             return
         request_id = Headers(scope=scope).get("x-request-id", "")
         if not REQUEST_ID.fullmatch(request_id):
-            request_id = str(uuid4())
+            request_id = f"{getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id
 
         async def send_with_id(message: Message) -> None:
             if message["type"] == "http.response.start":
-                MutableHeaders(scope=message)["X-Request-ID"] = request_id
+                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
             await send(message)
 
         await self.app(scope, receive, send_with_id)

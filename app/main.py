@@ -27,17 +27,26 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         database = Database(
             settings.database_url,
-            pool_size=settings.pool_size,
             lock_timeout=settings.lock_timeout,
             statement_timeout=settings.statement_timeout,
             sqlite_synchronous=settings.sqlite_synchronous,
         )
         script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
-        async with database, Schema(database.probes, script) as schema:
+        async with (
+            database,
+            Schema(database.probes, script) as schema,
+            Sessions(
+                database,
+                schema,
+                pool_size=settings.pool_size,
+                queue_size=settings.queue_size,
+                queue_timeout=settings.queue_timeout,
+            ) as sessions,
+        ):
             await schema.look()  # so that the log tells at once what is missing
             app.state.database = database
             app.state.schema = schema
-            app.state.sessions = Sessions(database, schema)
+            app.state.sessions = sessions
             yield
 
     app = FastAPI(
@@ -45,12 +54,11 @@ def create_app(settings: Settings) -> FastAPI:
         version="0.1.0",
         lifespan=lifespan,
         redirect_slashes=False,
-        generate_unique_id_function=lambda route: route.name,
     )
     errors.install(app)
     app.add_middleware(IdentifyRequest)
-    app.include_router(heroes.router)
-    app.include_router(health.router)
+    for router in (heroes.router, health.router):
+        app.router.routes += router.routes  # not include_router: `Router` says why
 
     @app.get("/", include_in_schema=False)
     async def show_documentation(request: Request) -> RedirectResponse:

@@ -27,6 +27,17 @@ class Settings(BaseSettings):
         le=1000,
         description="Connections of one process for requests. On SQLite, for those that read.",
     )
+    queue_size: int = Field(
+        default=1024,
+        ge=0,
+        description="Requests of one process that wait for a connection. One more gets 503 at once.",
+    )
+    queue_timeout: float = Field(
+        default=5,
+        ge=0.001,
+        le=MAX_TIMEOUT,
+        description="Seconds that a request waits for a connection, until it gets 503.",
+    )
     lock_timeout: float = Field(
         default=5,
         ge=0.001,

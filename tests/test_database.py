@@ -9,10 +9,10 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, Connection, event, text
+from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import Database, create_engine, is_sqlite, parse_url
+from app.database import BEGIN, Database, create_engine, is_reusable, parse_url
 from app.main import create_app
 from app.settings import Settings
 from tests.conftest import execute, running
@@ -20,7 +20,7 @@ from tests.processes import run, spell
 
 
 def opened(url: URL) -> Database:
-    return Database(url, pool_size=2, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL")
+    return Database(url, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL")
 
 
 class TestURL:
@@ -155,32 +155,17 @@ class TestConnection:
         assert path.read_bytes() == before
 
     async def test_a_reader_on_sqlite_waits_for_no_writer_and_can_not_write(self, tmp_path: Path) -> None:
-        async with opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database:
-            async with database.writes.begin() as writer:
-                await writer.execute(text("CREATE TABLE t (x)"))
-            async with database.writes.begin() as writer, database.reads.connect() as reader:
-                await writer.execute(text("INSERT INTO t VALUES (1)"))
-                assert await reader.scalar(text("SELECT count(*) FROM t")) == 0
-                with pytest.raises(DBAPIError, match="readonly"):
-                    await reader.execute(text("INSERT INTO t VALUES (2)"))
-
-    async def test_a_sqlite_transaction_that_reads_first_can_still_write(self, tmp_path: Path) -> None:
-        """Deferred transactions fail here, at once and whatever the busy timeout: both have read the same state."""
-
-        async def increment(database: Database) -> None:
-            async with database.writes.begin() as writer:
-                value = await writer.scalar(text("SELECT x FROM t"))
-                await asyncio.sleep(0.01)
-                await writer.execute(text("UPDATE t SET x = :x"), {"x": value + 1})
-
-        url = parse_url(f"sqlite:///{tmp_path}/x.db")
-        async with opened(url) as one, opened(url) as other:
-            async with one.writes.begin() as writer:
-                await writer.execute(text("CREATE TABLE t (x)"))
-                await writer.execute(text("INSERT INTO t VALUES (0)"))
-            await asyncio.gather(*(increment(database) for database in [one, other] * 10))
-            async with one.reads.connect() as reader:
-                assert await reader.scalar(text("SELECT x FROM t")) == 20
+        async with (
+            opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database,
+            database.writes.connect() as writer,
+            database.reads.connect() as reader,
+        ):
+            await writer.execute(text("CREATE TABLE t (x)"))
+            await writer.execute(text(BEGIN["sqlite"]))
+            await writer.execute(text("INSERT INTO t VALUES (1)"))
+            assert await reader.scalar(text("SELECT count(*) FROM t")) == 0
+            with pytest.raises(DBAPIError, match="readonly"):
+                await reader.execute(text("INSERT INTO t VALUES (2)"))
 
     async def test_the_text_of_a_database_error_holds_no_parameters(self, url: URL) -> None:
         async with opened(url) as database:
@@ -190,21 +175,18 @@ class TestConnection:
                         await connection.execute(text("SELECT no_such_function(:secret)"), {"secret": "Dive Wilson"})
                     assert "Dive Wilson" not in str(failure.value)
 
-    async def test_a_read_needs_no_transaction(self, url: URL) -> None:
+    async def test_a_statement_is_committed_by_itself_in_one_round_trip(self, url: URL) -> None:
         statements: list[str] = []
         async with opened(url) as database:
-
-            @event.listens_for(database.reads.sync_engine, "before_cursor_execute")
-            def record(_: Connection, __: object, statement: str, *___: object) -> None:
-                statements.append(statement)
-
-            async with database.reads.connect() as reader:
-                await reader.execute(text("SELECT 1"))
-                connection = await reader.get_raw_connection()
-                driver = connection.driver_connection
-                assert driver is not None
-                assert not (driver.in_transaction if is_sqlite(url) else driver.is_in_transaction())
-        assert statements == ["SELECT 1"]
+            for engine in (database.writes, database.reads):
+                event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+                async with engine.connect() as connection:
+                    await connection.execute(text("SELECT 1"))
+                    driver = (await connection.get_raw_connection()).driver_connection
+                    assert is_reusable(driver)
+                    await connection.execute(text("BEGIN"))
+                    assert not is_reusable(driver)
+        assert {*statements} == {"SELECT 1", "BEGIN"}
 
 
 def test_create_engine_opens_nothing(tmp_path: Path) -> None:

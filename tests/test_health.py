@@ -65,9 +65,14 @@ async def test_liveness_asks_nobody(silent: tuple[URL, list[asyncio.StreamWriter
         assert len(connections) == before
 
 
-async def test_readiness_waits_for_no_connection_of_the_pools(url: URL) -> None:
+async def test_readiness_waits_for_no_session(url: URL) -> None:
     app = create_app(Settings(database_url=url, pool_size=1))
-    async with running(app) as client:
-        database = app.state.database
-        async with database.writes.connect(), asyncio.timeout(PATIENCE):
-            assert (await client.get("/readyz")).status_code == 200
+    async with running(app) as client, asyncio.timeout(PATIENCE):
+        sessions = app.state.sessions
+        over = asyncio.Event()
+        holds = [asyncio.create_task(pool.lend(lambda _: over.wait())) for pool in {sessions.reads, sessions.writes}]
+        await asyncio.sleep(0)
+        assert sessions.reads.free == sessions.writes.free == 0
+        assert (await client.get("/readyz")).status_code == 200
+        over.set()
+        await asyncio.gather(*holds)

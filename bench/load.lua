@@ -1,0 +1,46 @@
+-- Sends one operation, or all in turn, to heroes all over the table. The order jumps about, and is the same each time.
+
+local HEROES = 10000
+local STRIDE = 7919  -- has no divisor in common with HEROES, so that every hero has its turn
+
+local operations = {
+  get = function(id) return wrk.format("GET", "/heroes/" .. id) end,
+  list = function() return wrk.format("GET", "/heroes/?limit=100") end,
+  post = function(id)
+    local body = '{"name": "Hero number %d", "age": %d, "secret_name": "Secret number %d"}'
+    return wrk.format("POST", "/heroes/", nil, body:format(id, id % 100, id))
+  end,
+  patch = function(id)
+    return wrk.format("PATCH", "/heroes/" .. id, nil, ('{"age": %d}'):format(id * 7 % 100))
+  end,
+}
+
+local requests = {}
+local turn = 0
+
+function init(arguments)
+  wrk.headers["Content-Type"] = "application/json"
+  for i = 1, HEROES do
+    local id = i * STRIDE % HEROES + 1
+    for _, operation in ipairs(arguments) do
+      requests[#requests + 1] = operations[operation](id)
+    end
+  end
+end
+
+function request()
+  turn = turn % #requests + 1
+  return requests[turn]
+end
+
+function done(summary, latency)
+  local errors = summary.errors
+  io.write(string.format(
+    '{"requests": %d, "errors": %d, "seconds": %f, "p50": %f, "p99": %f}\n',
+    summary.requests,
+    errors.connect + errors.read + errors.write + errors.status + errors.timeout,
+    summary.duration / 1e6,
+    latency:percentile(50) / 1e6,
+    latency:percentile(99) / 1e6
+  ))
+end
