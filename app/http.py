@@ -7,7 +7,6 @@ from typing import Any, cast
 
 from fastapi import APIRouter
 from fastapi.routing import APIRoute
-from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.bodies import MAX_BYTES, JSONRoute
@@ -64,7 +63,7 @@ class IdentifyRequest:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = Headers(scope=scope).get("x-request-id", "")
+        request_id = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         if not REQUEST_ID.fullmatch(request_id):
             request_id = f"{getrandbits(128):032x}"
         scope.setdefault("state", {})["request_id"] = request_id

@@ -33,6 +33,7 @@ class Order:
     outcome: asyncio.Future[Any]
     context: Context
     timer: asyncio.TimerHandle | None = None
+    task: asyncio.Task[None] | None = None
 
 
 class SessionPool:
@@ -53,7 +54,7 @@ class SessionPool:
         self._queue: deque[Order] = deque()
         self._queue_size = queue_size
         self._queue_timeout = queue_timeout
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._begun: set[Order] = set()
 
     async def lend(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Have work done with a session, when it is its turn. Its statements are committed one by one.
@@ -84,17 +85,16 @@ class SessionPool:
 
     async def close(self) -> None:
         """Wait for the work that has begun, and close every connection."""
-        while self._tasks:
-            await asyncio.wait(self._tasks)
+        while self._begun:
+            await asyncio.wait([order.task for order in self._begun if order.task])
         while self._idle:
             await _discard(self._idle.pop())
 
     def _begin(self, order: Order) -> None:
         if order.timer:
             order.timer.cancel()
-        task = asyncio.create_task(self._do(order), context=order.context)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        order.task = asyncio.create_task(self._do(order), context=order.context)
+        self._begun.add(order)
 
     def _give_up(self, order: Order) -> None:
         self._queue.remove(order)
@@ -119,6 +119,7 @@ class SessionPool:
             if not order.outcome.cancelled():
                 order.outcome.set_result(outcome)
         finally:
+            self._begun.remove(order)
             self._next()
 
     async def _use(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:

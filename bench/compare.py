@@ -13,7 +13,7 @@ import os
 import platform
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
@@ -83,10 +83,15 @@ def measure_all(name: str, database: Database, folder: Path, options: argparse.N
             with Server(contender, database, folder) as server:
                 check(server)
                 for operation in options.operations:
-                    for connections in options.connections:
+                    for connections in options.connections if number == 1 else few(options.connections):
                         cell = Cell(name, contender, operation, connections)
                         seconds = max(options.seconds, connections // PACE)
                         yield measure(cell, number, server, database, seconds)
+
+
+def few(connections: Sequence[int]) -> list[int]:
+    """Leave out the crowds: they take long, and are measured once."""
+    return [number for number in connections if number <= PACE]
 
 
 def measure(cell: Cell, number: int, server: Server, database: Database, seconds: int) -> Measurement:
