@@ -14,6 +14,8 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlmodel import SQLModel
 
+from app import sqlite
+
 # Postgres's own default names, so that a table made by create_all and one made by a migration are alike.
 SQLModel.metadata.naming_convention = {
     "ix": "ix_%(column_0_label)s",
@@ -31,6 +33,8 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")
 
 # On SQLite, a transaction that reads first and takes the lock later does not wait for it: it fails.
 BEGIN = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
+# Postgres answers to the COMMIT of a transaction that has failed with a rollback, and no error. The other one errs.
+COMMIT = {"postgresql": ("SET CONSTRAINTS ALL IMMEDIATE", "COMMIT"), "sqlite": ("COMMIT",)}
 
 CONNECT_TIMEOUT = 5  # seconds
 PORTS = range(1, 2**16)
@@ -94,11 +98,16 @@ def is_sqlite(url: URL) -> bool:
     return url.get_backend_name() == "sqlite"
 
 
-def is_reusable(driver: Any) -> bool:
-    """Tell whether a driver's connection is as good as new: open, and in no transaction. It asks nobody."""
-    if isinstance(driver, asyncpg.Connection):
-        return not driver.is_closed() and not driver.is_in_transaction()
-    return not driver.in_transaction
+def is_open(driver: Any) -> bool:
+    """Tell whether a driver's connection is open, as far as the driver knows."""
+    return driver.is_open if isinstance(driver, sqlite.Connection) else not driver.is_closed()
+
+
+def in_transaction(driver: Any) -> bool:
+    """Tell whether a driver's connection is in a transaction. The database is not asked."""
+    if not is_open(driver):
+        return False
+    return bool(driver.in_transaction if isinstance(driver, sqlite.Connection) else driver.is_in_transaction())
 
 
 def create_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
@@ -144,7 +153,7 @@ def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> A
     engine = create_async_engine(
         url,
         # The driver shall begin no transactions: it leaves SELECT and DDL outside of them.
-        connect_args={"isolation_level": None},
+        connect_args={"isolation_level": None, "async_creator_fn": sqlite.Connection},
         hide_parameters=True,
         skip_autocommit_rollback=autocommit,
         **options,

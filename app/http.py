@@ -21,7 +21,8 @@ class Route(JSONRoute):
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answer, or refuse."""
-        if door := getattr(self.endpoint, "door", None):
+        door = getattr(self.endpoint, "door", None)
+        if door and scope["method"] in (self.methods or ()):
             scope["app"].state.sessions.pool(door).check_queue()
         await super().handle(scope, receive, send)
 
@@ -30,8 +31,11 @@ class Router(APIRouter):
     """A router that reads bodies as `bodies` says, and answers each path with and without the slash at its end.
 
     It redirects neither: a redirect costs a round trip, and its address would be built from the Host header, which the
-    client chooses. Its routes are added to the app's as they are: include_router would match each request twice, and
-    with the spelling that is written here alone.
+    client chooses.
+
+    Its routes are added to the app's as they are, since include_router would match each request twice, and with the
+    spelling alone that is written here. So what shall hold for all of them (dependencies, responses) is said to the
+    router: they don't hear what is said to the app.
     """
 
     def __init__(self, **options: Any) -> None:

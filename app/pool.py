@@ -5,22 +5,61 @@ from collections import deque
 from collections.abc import Awaitable, Callable
 from contextvars import Context, copy_context
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.database import is_reusable
+from app.database import in_transaction, is_open
 from app.errors import Unavailable
 
 T = TypeVar("T")
+
+CLOSE_TIMEOUT = 20  # seconds: longer than the database lets a statement take, by default
+
+
+class BrokenOffError(Exception):
+    """The work was cancelled from within."""
+
+
+class LentSession(AsyncSession):
+    """A session whose statements are committed one by one, unless they are in a `transaction`.
+
+    Its own methods for transactions would promise what they don't do here, so they raise.
+    """
+
+    def begin(self) -> NoReturn:
+        """Refuse."""
+        raise RuntimeError("begin() is not for a session that is lent: use transaction(session)")
+
+    async def commit(self) -> None:
+        """Refuse."""
+        raise RuntimeError(
+            "commit() is not for a session that is lent: its statements are, or use transaction(session)"
+        )
+
+    async def rollback(self) -> None:
+        """Refuse."""
+        raise RuntimeError("rollback() is not for a session that is lent: use transaction(session), and raise")
+
+    def forget(self) -> None:
+        """Be as good as new."""
+        if self.new or self.dirty or self.deleted:
+            raise RuntimeError("objects are written in transaction(session), and some were left unwritten")
+        self.expunge_all()
+
+
+def check_over(driver: Any) -> None:
+    """Refuse to answer for what nobody has committed."""
+    if in_transaction(driver):
+        raise RuntimeError("a transaction was left open: use transaction(session)")
 
 
 @dataclass(eq=False, slots=True)
 class Kept:
     """A session that is kept open, its connection, and the driver's own connection."""
 
-    session: AsyncSession
+    session: LentSession
     connection: AsyncConnection
     driver: Any
 
@@ -84,15 +123,15 @@ class SessionPool:
             raise Unavailable("Too many requests are waiting for the database.")
 
     async def close(self) -> None:
-        """Wait for the work that has begun, and close every connection."""
-        while self._begun:
-            await asyncio.wait([order.task for order in self._begun if order.task])
+        """Wait for the work that has begun, but break off what takes too long. Then close every connection."""
+        if tasks := [order.task for order in self._begun if order.task]:
+            _, late = await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
+            for task in late:
+                task.cancel()
         while self._idle:
             await _discard(self._idle.pop())
 
     def _begin(self, order: Order) -> None:
-        if order.timer:
-            order.timer.cancel()
         order.task = asyncio.create_task(self._do(order), context=order.context)
         self._begun.add(order)
 
@@ -104,6 +143,8 @@ class SessionPool:
     def _next(self) -> None:
         while self._queue:
             order = self._queue.popleft()
+            if order.timer:
+                order.timer.cancel()
             if not order.outcome.cancelled():
                 self._begin(order)
                 return
@@ -112,9 +153,12 @@ class SessionPool:
     async def _do(self, order: Order) -> None:
         try:
             outcome = await self._use(order.work)
-        except Exception as error:  # noqa: BLE001 - it is raised where the outcome is awaited
+        except BaseException as error:
             if not order.outcome.cancelled():
-                order.outcome.set_exception(error)
+                # What is no Exception would end whoever waits for it too.
+                order.outcome.set_exception(error if isinstance(error, Exception) else BrokenOffError())
+            if not isinstance(error, Exception):
+                raise
         else:
             if not order.outcome.cancelled():
                 order.outcome.set_result(outcome)
@@ -127,8 +171,8 @@ class SessionPool:
         try:
             outcome = await work(kept.session)
             if kept.session.new or kept.session.identity_map:  # it has worked with objects, which few do
-                await kept.session.commit()
-                kept.session.expunge_all()
+                kept.session.forget()
+            check_over(kept.driver)
         except BaseException:
             await kept.session.close()
             raise
@@ -139,15 +183,15 @@ class SessionPool:
     async def _open(self) -> Kept:
         while self._idle:
             kept = self._idle.pop()
-            if is_reusable(kept.driver):
+            if is_open(kept.driver):
                 return kept
             await _discard(kept)
         connection = await self._engine.connect()
         driver = (await connection.get_raw_connection()).driver_connection
-        return Kept(AsyncSession(bind=connection, expire_on_commit=False), connection, driver)
+        return Kept(LentSession(bind=connection, expire_on_commit=False, autoflush=False), connection, driver)
 
     async def _take_back(self, kept: Kept) -> None:
-        if is_reusable(kept.driver):
+        if is_open(kept.driver) and not in_transaction(kept.driver):
             self._idle.append(kept)
         else:
             await _discard(kept)

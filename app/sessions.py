@@ -11,7 +11,7 @@ from fastapi import Request
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.database import BEGIN, Database
+from app.database import BEGIN, COMMIT, Database, in_transaction
 from app.pool import SessionPool
 from app.schema import Schema
 
@@ -56,27 +56,38 @@ class Sessions:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the doors behind the work that has begun."""
-        await self.writes.close()
-        await self.reads.close()
+        try:
+            await self.writes.close()
+        finally:
+            await self.reads.close()
 
 
 @asynccontextmanager
 async def transaction(session: AsyncSession) -> AsyncIterator[None]:
-    """Make the statements of a block one transaction: all are committed when it ends, or none if it raises."""
+    """Make the statements of a block one transaction: all are committed when it ends, or none if it raises.
+
+    Objects that were added or changed are written too.
+    """
     connection = await session.connection()
+    if in_transaction((await connection.get_raw_connection()).driver_connection):
+        raise RuntimeError("a transaction in a transaction would end with the first of the two")
     await connection.exec_driver_sql(BEGIN[connection.dialect.name])
+    session.autoflush = True
     try:
         yield
         await session.flush()
-        await connection.exec_driver_sql("COMMIT")
+        for statement in COMMIT[connection.dialect.name]:
+            await connection.exec_driver_sql(statement)
     except BaseException:
         session.expunge_all()
         with suppress(SQLAlchemyError):  # what has not rolled back is not lent again
             await connection.exec_driver_sql("ROLLBACK")
         raise
+    finally:
+        session.autoflush = False
 
 
-REQUEST = "lending_request"  # a name that no handler has for a parameter of its own
+REQUEST = "lending_request"
 
 
 def lending(handler: Callable[..., Any]) -> Callable[..., Any]:
@@ -96,16 +107,21 @@ def lending(handler: Callable[..., Any]) -> Callable[..., Any]:
         return handler
     if len(doors) > 1:
         raise TypeError(f"{handler.__name__} takes more than one session: with two, it would wait for itself")
+    if not inspect.iscoroutinefunction(handler):
+        raise TypeError(f"{handler.__name__} takes a session, so it must be async, and return what it answers")
     ((name, door),) = doors.items()
+    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != name]
+    own = next((parameter.name for parameter in parameters if parameter.annotation is Request), None)
 
     @wraps(handler)
     async def endpoint(**values: Any) -> Any:
-        sessions: Sessions = values.pop(REQUEST).app.state.sessions
+        request: Request = values[own] if own else values.pop(REQUEST)
+        sessions: Sessions = request.app.state.sessions
         await sessions.schema.require()
         return await sessions.pool(door).lend(lambda session: handler(**values, **{name: session}))
 
-    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != name]
-    request = inspect.Parameter(REQUEST, inspect.Parameter.KEYWORD_ONLY, annotation=Request)
-    endpoint.door = door  # type: ignore[attr-defined]
-    endpoint.__signature__ = signature.replace(parameters=[*parameters, request])  # type: ignore[attr-defined]
+    if not own:  # FastAPI gives a function its request once, under the last of the names that it asks for it by
+        parameters.append(inspect.Parameter(REQUEST, inspect.Parameter.KEYWORD_ONLY, annotation=Request))
+    endpoint.door = door  # type: ignore[attr-defined]  # read by `http`, when a request arrives
+    endpoint.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by FastAPI
     return endpoint

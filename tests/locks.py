@@ -14,7 +14,7 @@ def writes_waiting(url: URL) -> Iterator[None]:
     """Hold the lock, so that whoever writes waits for the end of the block."""
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
-        runner.run(stack.enter_async_context(_locked(url)))
+        runner.run(stack.enter_async_context(locked(url)))
         try:
             yield
         finally:
@@ -22,7 +22,8 @@ def writes_waiting(url: URL) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def _locked(url: URL) -> AsyncIterator[None]:
+async def locked(url: URL) -> AsyncIterator[None]:
+    """Hold the lock, within an event loop."""
     engine = create_engine(url, {})
     async with engine.begin() as connection:  # on SQLite, that is the lock
         if not is_sqlite(url):

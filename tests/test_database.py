@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import BEGIN, Database, create_engine, is_reusable, parse_url
+from app.database import BEGIN, Database, create_engine, in_transaction, is_open, parse_url
 from app.main import create_app
 from app.settings import Settings
 from tests.conftest import execute, running
@@ -183,9 +183,13 @@ class TestConnection:
                 async with engine.connect() as connection:
                     await connection.execute(text("SELECT 1"))
                     driver = (await connection.get_raw_connection()).driver_connection
-                    assert is_reusable(driver)
+                    assert is_open(driver)
+                    assert not in_transaction(driver)
                     await connection.execute(text("BEGIN"))
-                    assert not is_reusable(driver)
+                    assert in_transaction(driver)
+                    await connection.invalidate()
+                    assert not is_open(driver)
+                    assert not in_transaction(driver)
         assert {*statements} == {"SELECT 1", "BEGIN"}
 
 

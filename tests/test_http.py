@@ -45,7 +45,7 @@ async def test_the_documentation_shows_each_operation_once_in_the_spelling_of_it
 
 async def test_an_operation_is_one_route_whatever_its_spelling(app: FastAPI) -> None:
     """A second route for the other spelling would be one more for every request to be matched with."""
-    operations = [(route.path, *sorted(route.methods)) for route in app.routes if isinstance(route, APIRoute)]
+    operations = [(route.path, *sorted(route.methods or ())) for route in app.routes if isinstance(route, APIRoute)]
     assert len(set(operations)) == len(operations)
     assert {path.rstrip("/") for path, _ in operations} == {"", "/heroes", "/heroes/{hero_id}", "/livez", "/readyz"}
 

@@ -14,7 +14,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.database import Database
 from app.errors import Unavailable
 from app.heroes.models import Hero
-from app.pool import SessionPool
+from app.pool import BrokenOffError, SessionPool
+from app.sessions import transaction
 from tests.conftest import execute
 
 PATIENCE = 30  # seconds: for a queue that hangs, not for one that is slow
@@ -139,8 +140,10 @@ class TestQueue:
             assert await pool.lend(count) == 0
             assert pool.free == 1
 
-    async def test_who_leaves_the_queue_is_never_served_and_holds_up_nobody(self, url: URL) -> None:
-        async with lending(url) as pool:
+    async def test_who_leaves_the_queue_is_never_served_and_holds_up_nobody(
+        self, url: URL, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with lending(url, queue_timeout=0.1) as pool:
             hold = Hold(pool)
             await hold.is_held()
             leaving = [asyncio.create_task(pool.lend(insert)) for _ in range(3)]
@@ -151,6 +154,8 @@ class TestQueue:
             await hold.let_go()
             assert await staying == 0
             assert pool.free == 1
+            await asyncio.sleep(0.2)  # when they would have waited too long
+        assert not caplog.records
 
     async def test_who_leaves_in_the_moment_of_his_turn_loses_no_session(self, url: URL) -> None:
         async with lending(url) as pool:
@@ -231,12 +236,14 @@ class TestSession:
 
     async def test_objects_are_written_and_forgotten(self, url: URL) -> None:
         async def add(session: AsyncSession) -> None:
-            session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
+            async with transaction(session):
+                session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
 
         async def rename(session: AsyncSession) -> None:
-            hero = await session.get(Hero, 1)
-            assert hero
-            hero.name = "Dead Pond"
+            async with transaction(session):
+                hero = await session.get(Hero, 1)
+                assert hero
+                hero.name = "Dead Pond"
 
         async def look(session: AsyncSession) -> tuple[int, str]:
             known = len(session.identity_map) + len(session.new)
@@ -258,16 +265,70 @@ class TestSession:
                 await pool.lend(fail)
             assert await pool.lend(count) == 0
 
-    async def test_a_transaction_that_is_left_open_is_rolled_back(self, url: URL) -> None:
+    async def test_objects_that_nobody_has_written_are_an_error(self, url: URL) -> None:
+        async def add(session: AsyncSession) -> None:
+            session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
+
+        async with lending(url) as pool:
+            with pytest.raises(RuntimeError, match="left unwritten"):
+                await pool.lend(add)
+            assert await pool.lend(count) == 0
+
+    async def test_its_own_transactions_are_refused(self, url: URL) -> None:
+        async def begin(session: AsyncSession) -> None:
+            async with session.begin():
+                await insert(session)
+
+        async def commit(session: AsyncSession) -> None:
+            await session.commit()
+
+        async def rollback(session: AsyncSession) -> None:
+            async with transaction(session):
+                await insert(session)
+                await session.rollback()
+
+        async with lending(url) as pool:
+            for work in (begin, commit, rollback):
+                with pytest.raises(RuntimeError, match=rf"{work.__name__}\(\) is not for a session that is lent"):
+                    await pool.lend(work)
+            assert await pool.lend(count) == 0
+
+    async def test_a_transaction_that_is_left_open_is_an_error_and_rolled_back(self, url: URL) -> None:
         async def leave(session: AsyncSession) -> None:
             await run(session, "BEGIN")
             await insert(session)
 
         async with lending(url) as pool:
-            await pool.lend(leave)
+            with pytest.raises(RuntimeError, match="left open"):
+                await pool.lend(leave)
             async with lending(url) as other:  # not held up by a lock
                 await other.lend(insert)
             assert await pool.lend(count) == 1
+            assert pool.free == 1
+
+    async def test_a_time_limit_within_the_work_is_its_own_error(self, url: URL) -> None:
+        async def hurry(session: AsyncSession) -> None:
+            async with asyncio.timeout(0.05):
+                while True:
+                    await run(session, "SELECT count(*) FROM hero")
+
+        async with lending(url) as pool:
+            for _ in range(5):
+                with pytest.raises(TimeoutError):
+                    await pool.lend(hurry)
+                assert await pool.lend(count) == 0
+            assert pool.free == 1
+
+    async def test_work_that_is_cancelled_from_within_is_an_error(self, url: URL) -> None:
+        async def await_somebody_who_leaves(_: AsyncSession) -> None:
+            somebody = asyncio.create_task(asyncio.sleep(60))
+            asyncio.get_running_loop().call_soon(somebody.cancel)
+            await somebody
+
+        async with lending(url) as pool:
+            with pytest.raises(BrokenOffError):
+                await pool.lend(await_somebody_who_leaves)
+            assert await pool.lend(count) == 0
             assert pool.free == 1
 
     async def test_a_connection_that_is_dead_is_replaced_before_it_is_lent(
@@ -289,7 +350,7 @@ class TestSession:
 
         async with lending(postgres_url) as pool:
             waiter = asyncio.create_task(pool.lend(sleep))
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(wait_until_asleep, postgres, postgres_url)
             await asyncio.to_thread(kill_connections, postgres, postgres_url)
             with pytest.raises(SQLAlchemyError):
                 await waiter
@@ -318,6 +379,12 @@ def kill_connections(server: URL, url: URL) -> None:
     execute(
         server, f"SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = '{url.database}'"
     )
+
+
+def wait_until_asleep(server: URL, url: URL) -> None:
+    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
+    while not execute(server, f"{asleep} AND datname = '{url.database}'"):
+        pass
 
 
 def count_connections(server: URL, url: URL) -> object:

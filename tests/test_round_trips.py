@@ -50,8 +50,10 @@ class Wire:
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one direction, until it ends."""
+        tail = b""
         while sent := await reader.read(65536):
-            self.answers += sent.count(READY_FOR_QUERY)
+            self.answers += (tail + sent).count(READY_FOR_QUERY)
+            tail = sent[-(len(READY_FOR_QUERY) - 1) :]
             writer.write(sent)
         writer.close()
 

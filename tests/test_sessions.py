@@ -2,14 +2,15 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from inspect import signature
 from typing import Annotated, Any
 
 import httpx
 import pytest
-from fastapi import Depends, FastAPI, HTTPException
+from fastapi import Depends, FastAPI, HTTPException, Request
 from sqlalchemy import URL, event, text
+from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
@@ -72,6 +73,13 @@ async def oldest(session: ReadSessionDep) -> int | None:
 async def read_oldest(age: Annotated[int | None, Depends(lending(oldest))], session: SessionDep) -> list[int | None]:
     """Take what a dependency has read, and read it again."""
     return [age, await oldest(session)]
+
+
+@router.get("/request")
+async def read_request(asked: Request, session: ReadSessionDep) -> str:
+    """Take both."""
+    await oldest(session)
+    return asked.url.path
 
 
 async def run(url: URL, *statements: str) -> None:
@@ -223,8 +231,42 @@ class TestTransaction:
                 await pool.lend(fail)
             assert await pool.lend(pid) == before
 
+    async def test_what_has_failed_within_it_is_not_committed_in_silence(self, url: URL) -> None:
+        """Postgres has given the transaction up by then, and would answer COMMIT with a rollback and no error."""
+
+        async def go_on(session: AsyncSession) -> None:
+            async with transaction(session):
+                connection = await session.connection()
+                await connection.execute(text("UPDATE hero SET age = 7"))
+                with suppress(SQLAlchemyError):
+                    await connection.execute(text("INSERT INTO hero (id, name, secret_name) VALUES (1, 'x', 'x')"))
+
+        async with running(app := create_app(Settings(database_url=url))) as client:
+            await client.post("/heroes/", json=HERO)
+            pool = app.state.sessions.writes
+            try:
+                await pool.lend(go_on)
+            except SQLAlchemyError:
+                assert (await client.get("/heroes/1")).json()["age"] is None
+            else:
+                assert (await client.get("/heroes/1")).json()["age"] == 7
+
+    async def test_it_holds_no_other(self, url: URL) -> None:
+        async def nest(session: AsyncSession) -> None:
+            async with transaction(session), transaction(session):
+                raise AssertionError("a transaction in a transaction")
+
+        async with running(app := create_app(Settings(database_url=url))) as client:
+            with pytest.raises(RuntimeError, match="transaction in a transaction"):
+                await app.state.sessions.writes.lend(nest)
+            assert (await client.post("/heroes/", json=HERO)).status_code == 200
+
 
 class TestLending:
+    async def test_a_handler_may_take_its_request_too(self, url: URL) -> None:
+        async with serving(url) as client:
+            assert (await client.get("/ages/request")).json() == "/ages/request"
+
     async def test_a_dependency_can_borrow_a_session_too(self, url: URL) -> None:
         async with serving(url, pool_size=1) as client, asyncio.timeout(PATIENCE):
             assert (await client.get("/ages/oldest")).json() == [0, 0]
@@ -238,6 +280,12 @@ class TestLending:
     def test_an_endpoint_shows_the_parameters_of_its_handler_but_the_session(self) -> None:
         assert [*signature(lending(read_oldest)).parameters] == ["age", "lending_request"]
         assert lending(read_oldest).__doc__ == read_oldest.__doc__
+
+    def test_a_handler_that_is_not_async_is_refused(self) -> None:
+        def handler(session: SessionDep) -> None: ...
+
+        with pytest.raises(TypeError, match="must be async"):
+            lending(handler)
 
     def test_a_handler_that_takes_two_sessions_is_refused(self) -> None:
         async def handler(one: SessionDep, other: ReadSessionDep) -> None: ...
