@@ -53,7 +53,7 @@ fuzz: install ## Send more than 20,000 requests that nobody has thought of to ea
 clients: install ## Generate clients in Python and TypeScript, check their types and let them talk; this needs Node
 	$(BIN)/pytest -m node
 
-bench: .venv-bench/installed ## Measure the service beside others that do the same, with wrk; this takes an hour
+bench: .venv-bench/installed ## Measure the service beside others that do the same, with wrk; this takes half an hour
 	@command -v wrk > /dev/null || { echo "wrk is needed (Debian: apt-get install wrk)." >&2; exit 1; }
 	.venv-bench/bin/python -m bench.compare
 

@@ -174,10 +174,12 @@ class SessionPool:
                 kept.session.forget()
             check_over(kept.driver)
         except BaseException:
-            await kept.session.close()
+            try:
+                await kept.session.close()
+            finally:
+                await self._take_back(kept)
             raise
-        finally:
-            await self._take_back(kept)
+        self._idle.append(kept)
         return outcome
 
     async def _open(self) -> Kept:

@@ -36,7 +36,7 @@ DELETE = delete(HEROES).where(IS_THE_HERO).returning(HEROES.c.id)
 @router.post("/", response_model=HeroPublic, responses=responses(400, 413))
 async def create_hero(hero: HeroCreate, session: SessionDep) -> PublicRow:
     """Add a hero. The database chooses its id."""
-    created = await session.exec(CREATE, params=hero.model_dump())
+    created = await session.exec(CREATE, params=dict(hero))
     return created.one()
 
 
