@@ -235,6 +235,8 @@ class TestSession:
             assert await pool.lend(count) == 1
 
     async def test_objects_are_written_and_forgotten(self, url: URL) -> None:
+        held: list[Hero] = []  # a session forgets by itself what nobody holds
+
         async def add(session: AsyncSession) -> None:
             async with transaction(session):
                 session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
@@ -244,6 +246,7 @@ class TestSession:
                 hero = await session.get(Hero, 1)
                 assert hero
                 hero.name = "Dead Pond"
+                held.append(hero)
 
         async def look(session: AsyncSession) -> tuple[int, str]:
             known = len(session.identity_map) + len(session.new)
