@@ -57,3 +57,8 @@ async def test_the_root_leads_to_the_documentation_wherever_a_proxy_has_put_it(a
             response = await client.get(f"{root}/")
             assert response.headers["Location"] == f"{root}/docs"
             assert (await client.get(f"{root}/docs")).status_code == 200
+
+
+async def test_requests_that_bring_no_id_get_one_each(client: httpx.AsyncClient) -> None:
+    ids = {(await client.get("/livez")).headers["X-Request-ID"] for _ in range(100)}
+    assert len(ids) == 100
