@@ -4,7 +4,6 @@ What a database says of a request's statement is never written down: it repeats 
 """
 
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 # By the beginning of Postgres's SQLSTATE or of SQLite's name for the error; where it has neither, of its class. The
 # longest that fits counts. Where none fits, the service is at fault.
@@ -37,8 +36,6 @@ STATUSES = {
 
 def status_of(error: BaseException) -> int | None:
     """Find the status that tells the client what the database refused; None if it is the service that is at fault."""
-    if isinstance(error, PoolTimeoutError):
-        return 503
     if not isinstance(error, DBAPIError):
         return None
     if error.connection_invalidated:
