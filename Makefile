@@ -13,7 +13,7 @@ NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run test test-slow test-proxy fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status test test-slow test-proxy fuzz clients bench lint types drift format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -31,6 +31,9 @@ install: .venv/installed ## Make .venv with everything that is locked
 run: install ## Migrate the database and serve on PORT (8000); DATABASE_URL names another than database.db
 	$(BIN)/alembic upgrade head
 	exec $(BIN)/$(UVICORN) --port $(PORT)
+
+status: install ## Show which revision the database has, what an upgrade would do, and what that locks
+	@$(BIN)/python -m migrations.status
 
 test: install ## Test on SQLite and on a Postgres that the tests start
 	$(BIN)/pytest
@@ -80,4 +83,4 @@ lock: install ## Lock the newest versions of all dependencies
 	cd tests/clients && npm update --package-lock-only --no-audit --no-fund  # this one needs Node
 
 clean: ## Remove what the other targets made
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx database.db database.db-shm database.db-wal
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx database.db database.db-shm database.db-wal database.db.*.bak

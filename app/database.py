@@ -1,20 +1,19 @@
-"""The database: which URLs are understood, and engines set up for what stands behind them."""
+"""The database: engines set up for what stands behind a URL."""
 
 import logging
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Self
-from urllib.parse import urlsplit
 
 import asyncpg
-from sqlalchemy import URL, BigInteger, Connection, Integer, event, make_url
-from sqlalchemy.engine.interfaces import DBAPIConnection
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL, BigInteger, Connection, Integer, event
+from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
+from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, ExecutionContext
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from sqlmodel import SQLModel
 
 from app import sqlite
+from app.urls import is_sqlite
 
 # Postgres's own default names, so that a table made by create_all and one made by a migration are alike.
 SQLModel.metadata.naming_convention = {
@@ -37,25 +36,7 @@ BEGIN = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
 COMMIT = {"postgresql": ("SET CONSTRAINTS ALL IMMEDIATE", "COMMIT"), "sqlite": ("COMMIT",)}
 
 CONNECT_TIMEOUT = 5  # seconds
-PORTS = range(1, 2**16)
-DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
-
-# What asyncpg reads in a URL as libpq does. Where a set of values follows, any other is refused here, at start: asyncpg
-# would refuse it too, but at every request.
-POSTGRES_PARAMETERS: Mapping[str, frozenset[str] | None] = {
-    "application_name": None,
-    "channel_binding": frozenset({"disable", "prefer", "require"}),
-    "host": None,
-    "options": None,
-    "passfile": None,
-    "port": None,
-    "sslcert": None,
-    "sslcrl": None,
-    "sslkey": None,
-    "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
-    "sslrootcert": None,
-    "target_session_attrs": frozenset({"any", "primary", "standby", "read-write", "read-only", "prefer-standby"}),
-}
+TRIES = 5  # of a statement: one migration after the other can come between its plan and its execution
 
 
 class Database:
@@ -93,11 +74,6 @@ class Database:
         await self.probes.dispose()
 
 
-def is_sqlite(url: URL) -> bool:
-    """Tell the one database from the other."""
-    return url.get_backend_name() == "sqlite"
-
-
 def is_open(driver: Any) -> bool:
     """Tell whether a driver's connection is open, as far as the driver knows."""
     return driver.is_open if isinstance(driver, sqlite.Connection) else not driver.is_closed()
@@ -114,7 +90,7 @@ def create_engine(url: URL, session: Mapping[str, object], **options: Any) -> As
     """Build an engine whose every connection starts with the settings in `session`.
 
     Args:
-        url: as `parse_url` gives it.
+        url: as `urls.parse_url` gives it.
         session: parameters of Postgres, or pragmas of SQLite.
         options: of SQLAlchemy's `create_async_engine`.
     """
@@ -132,12 +108,32 @@ def _postgres_engine(url: URL, session: Mapping[str, object], **options: Any) ->
     parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
     # asyncpg reads the URL itself: it knows more of libpq's parameters than SQLAlchemy passes on.
     dsn = url.set(drivername="postgresql", query=parameters).render_as_string(hide_password=False)
-    return create_async_engine(
+    engine = create_async_engine(
         "postgresql+asyncpg://",
         connect_args={"dsn": dsn, "timeout": CONNECT_TIMEOUT, "async_creator_fn": _connect},
         hide_parameters=True,
         **options,
     )
+    event.listen(engine.sync_engine, "do_execute", _execute)
+    return engine
+
+
+def _execute(cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext) -> bool:
+    """Execute a statement, and again if a migration has changed the columns under a prepared one.
+
+    Postgres says so before it has done anything. In a transaction it is too late: that has failed as a whole.
+    """
+    for left in reversed(range(TRIES)):
+        try:
+            cursor.execute(statement, parameters)
+        except AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError as error:
+            if not left or in_transaction(context.root_connection.connection.driver_connection):
+                raise
+            context.handle_dbapi_exception(error)  # it forgets what was prepared, on each of the engine's connections
+            context.pre_exec()
+        else:
+            break
+    return True
 
 
 async def _connect(**options: Any) -> asyncpg.Connection:
@@ -173,62 +169,3 @@ def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> A
             connection.exec_driver_sql(BEGIN["sqlite"])
 
     return engine
-
-
-def parse_url(text: str) -> URL:
-    """Understand a database URL as people and hosting companies write it.
-
-    Returns:
-        The URL with the driver that this service uses.
-
-    Raises:
-        ValueError: this service can't use it. The message never repeats the URL.
-    """
-    try:
-        url = make_url(text)
-        urlsplit(url.render_as_string(hide_password=False))  # as asyncpg will read it
-    except (ArgumentError, ValueError):
-        raise ValueError(
-            "this is not a URL such as sqlite:///database.db or postgresql://user:password@host:5432/name"
-        ) from None
-    name, _, driver = url.drivername.partition("+")
-    if name not in DRIVERS:
-        raise ValueError(f"the database {name!r} is not supported, only sqlite:// and postgresql:// are")
-    url = url.set(drivername=DRIVERS[name])
-    if driver not in {"", url.get_driver_name()}:
-        raise ValueError(f"the driver {driver!r} is not supported, leave it out or write {url.drivername}://")
-    if is_sqlite(url):
-        _check_sqlite(url)
-    else:
-        _check_postgres(url)
-    return url
-
-
-def _check_sqlite(url: URL) -> None:
-    if url.query:
-        raise ValueError(f"the parameter {next(iter(url.query))!r} is not understood, a SQLite URL takes none")
-    if url.host:
-        raise ValueError("a SQLite URL has three slashes before a relative path and four before an absolute one")
-    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise ValueError(
-            "a SQLite database in memory (:memory:) is not supported, name a file as in sqlite:///database.db"
-        )
-    path = Path(url.database)
-    if url.database.endswith("/") or not path.parent.is_dir() or path.is_dir():
-        raise ValueError("the SQLite file can't be there, name a file in a folder that exists")
-
-
-def _check_postgres(url: URL) -> None:
-    for name, value in url.query.items():
-        if name not in POSTGRES_PARAMETERS:
-            raise ValueError(f"the parameter {name!r} is not understood, leave it out")
-        allowed = POSTGRES_PARAMETERS[name]
-        if allowed and value not in allowed:
-            raise ValueError(f"the parameter {name!r} must be one of {', '.join(sorted(allowed))}")
-        if not isinstance(value, str) and name not in {"host", "port"}:
-            raise ValueError(f"the parameter {name!r} is given twice")
-    ports = str(url.query.get("port", url.port or 5432))
-    if not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports.split(",")):
-        raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")
-    if "@" in (url.host or ""):
-        raise ValueError("write an @ in the user or password as %40")

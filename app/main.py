@@ -9,7 +9,7 @@ from alembic.script import ScriptDirectory
 from fastapi import FastAPI, Request
 from fastapi.responses import RedirectResponse
 
-from app import errors, health
+from app import errors, health, logs
 from app.database import Database
 from app.heroes import routes as heroes
 from app.http import IdentifyRequest
@@ -25,6 +25,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        logs.install()
         database = Database(
             settings.database_url,
             lock_timeout=settings.lock_timeout,

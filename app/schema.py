@@ -79,7 +79,7 @@ class Schema:
         problem, cause = None, ""
         try:
             async with asyncio.timeout(TIME_LIMIT), self._engine.connect() as connection:
-                have = await connection.run_sync(_revisions)
+                have = await connection.run_sync(read_revisions)
         except (TimeoutError, SQLAlchemyError) as error:
             problem = "The database does not answer."
             cause = f" {type(error).__name__}: {getattr(error, 'orig', error)}"
@@ -97,7 +97,8 @@ class Schema:
         self._looked_at = time.monotonic()
 
 
-def _revisions(connection: Connection) -> frozenset[str]:
+def read_revisions(connection: Connection) -> frozenset[str]:
+    """Read which revisions the database has. None has one that no migration has touched."""
     if not inspect(connection).has_table(ALEMBIC_VERSION.name):
         return frozenset()
     return frozenset(connection.scalars(select(ALEMBIC_VERSION.c.version_num)))

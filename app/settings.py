@@ -6,7 +6,7 @@ from pydantic import BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
-from app.database import parse_url
+from app.urls import parse_url
 
 MAX_TIMEOUT = 2_147_483  # seconds: the databases count milliseconds in 32 bits
 
@@ -49,6 +49,24 @@ class Settings(BaseSettings):
         ge=0.001,
         le=MAX_TIMEOUT,
         description="Seconds that one statement may take on Postgres.",
+    )
+    migration_timeout: float = Field(
+        default=600,
+        ge=0.001,
+        le=MAX_TIMEOUT,
+        description="Seconds that `alembic upgrade` waits for another one, and for locks that others hold.",
+    )
+    migration_lock_timeout: float = Field(
+        default=1,
+        ge=0.001,
+        le=MAX_TIMEOUT,
+        description="Seconds that it waits at a time, while requests queue up behind it.",
+    )
+    migration_statement_timeout: float = Field(
+        default=15,
+        ge=0.001,
+        le=MAX_TIMEOUT,
+        description="Seconds that one of its statements may keep a lock on Postgres.",
     )
     sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(
         default="NORMAL",

@@ -9,7 +9,7 @@ from alembic import command
 from alembic.config import Config
 from sqlalchemy import NullPool, create_engine, text
 
-from app.database import parse_url
+from app.urls import parse_url
 
 ROOT = Path(__file__).parents[1]
 HEROES = 10_000

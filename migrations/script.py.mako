@@ -1,6 +1,8 @@
 """${message}.
 
-Why: say which rule or query this serves, and what it locks for how long.
+Why: say which rule or query this serves.
+
+Locks: say what waits, in which lock's name, and for how long per million rows.
 
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
@@ -14,6 +16,7 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
+reversible = False  # say True if downgrade() loses nothing
 
 
 def upgrade() -> None:

@@ -5,6 +5,7 @@ import os
 import secrets
 import shutil
 import tempfile
+from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -17,9 +18,9 @@ from alembic.config import Config
 from fastapi import FastAPI
 from sqlalchemy import URL
 
-from app.database import parse_url
 from app.main import create_app
 from app.settings import Settings
+from app.urls import parse_url
 
 ROOT = Path(__file__).parents[1]
 
@@ -60,11 +61,9 @@ class Databases:
             execute(self._server, f"DROP DATABASE {url.database} WITH (FORCE)")
 
 
-def alembic_config(url: URL) -> Config:
-    """Alembic's configuration as the command line has it, for another database."""
-    config = Config(ROOT / "alembic.ini")
-    config.attributes["url"] = url
-    return config
+def alembic_config(url: URL, *arguments: str) -> Config:
+    """Alembic's configuration as the command line has it, with arguments for `-x`, for another database."""
+    return Config(ROOT / "alembic.ini", cmd_opts=Namespace(x=arguments), attributes={"url": url})
 
 
 def migrate(url: URL, revision: str = "head") -> None:

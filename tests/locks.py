@@ -6,7 +6,8 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 
 from sqlalchemy import URL, text
 
-from app.database import create_engine, is_sqlite
+from app.database import create_engine
+from app.urls import is_sqlite
 
 
 @contextmanager

@@ -12,73 +12,16 @@ import pytest
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import BEGIN, Database, create_engine, in_transaction, is_open, parse_url
+from app.database import BEGIN, Database, create_engine, in_transaction, is_open
 from app.main import create_app
 from app.settings import Settings
+from app.urls import parse_url
 from tests.conftest import execute, running
 from tests.processes import run, spell
 
 
 def opened(url: URL) -> Database:
     return Database(url, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL")
-
-
-class TestURL:
-    @pytest.mark.parametrize(
-        ("written", "understood"),
-        [
-            ("sqlite:///database.db", "sqlite+aiosqlite:///database.db"),
-            ("sqlite+aiosqlite:///database.db", "sqlite+aiosqlite:///database.db"),
-            ("sqlite:////tmp/database.db", "sqlite+aiosqlite:////tmp/database.db"),
-            ("postgres://h/d", "postgresql+asyncpg://h/d"),
-            ("postgres+asyncpg://h/d", "postgresql+asyncpg://h/d"),
-            ("postgresql://h/d", "postgresql+asyncpg://h/d"),
-            ("postgresql+asyncpg://u:p@h:5433/d", "postgresql+asyncpg://u:p@h:5433/d"),
-            ("postgresql://u:p%40%25%2F@h/d", "postgresql+asyncpg://u:p%40%25%2F@h/d"),
-            ("postgresql:///d?host=/run/postgresql", "postgresql+asyncpg:///d?host=%2Frun%2Fpostgresql"),
-            (
-                "postgres://u:p@h/d?sslmode=require&channel_binding=require&application_name=x&options=-cgeqo%3Doff",
-                "postgresql+asyncpg://u:p@h/d?sslmode=require&channel_binding=require&application_name=x&options=-cgeqo%3Doff",
-            ),
-        ],
-    )
-    def test_it_is_understood(self, written: str, understood: str) -> None:
-        assert spell(parse_url(written)) == spell(parse_url(understood))
-        assert parse_url(written).drivername == understood.partition(":")[0]
-
-    @pytest.mark.parametrize(
-        ("url", "reason"),
-        [
-            ("", "not a URL"),
-            ("hunter2", "not a URL"),
-            ("postgresql://u:hunter2@h:port/d", "not a URL"),
-            ("mysql://u:hunter2@h/d", "'mysql'"),
-            ("postgresql+psycopg://u:hunter2@h/d", "'psycopg'"),
-            ("sqlite+pysqlite:///hunter2.db", "'pysqlite'"),
-            ("postgresql://u:hunter2@h/d?sslmod=require", "'sslmod'"),
-            ("postgresql://u:hunter2@h/d?sslmode=hunter2", "'sslmode' must be one of"),
-            ("postgresql://u:hunter2@h/d?channel_binding=hunter2", "'channel_binding' must be one of"),
-            ("postgresql://u:hunter2@x@h/d", "%40"),
-            ("postgresql://u:hunter2@h:99999/d", "from 1 to 65535"),
-            ("postgresql:///hunter2?host=h&port=0", "from 1 to 65535"),
-            ("postgresql:///hunter2?host=h&port=5432,x", "from 1 to 65535"),
-            ("postgresql://u:hunter2@h[/d?host=/x", "not a URL"),
-            ("postgresql://u:hunter2@h/d?options=-ca%3D1&options=-cb%3D1", "'options' is given twice"),
-            ("sqlite://", ":memory:"),
-            ("sqlite:///:memory:", ":memory:"),
-            ("sqlite:///file::memory:?cache=shared", "'cache'"),
-            ("sqlite:///file:hunter2", ":memory:"),
-            ("sqlite:///database.db?mode=memory", "'mode'"),
-            ("sqlite://hunter2/database.db", "three slashes"),
-            ("sqlite:////no/such/folder/hunter2.db", "folder that exists"),
-            ("sqlite:////tmp", "folder that exists"),
-            ("sqlite:////tmp/hunter2/", "folder that exists"),
-        ],
-    )
-    def test_it_is_refused_with_a_reason_that_does_not_repeat_it(self, url: str, reason: str) -> None:
-        with pytest.raises(ValueError, match=reason) as refusal:
-            parse_url(url)
-        assert "hunter2" not in str(refusal.value)
 
 
 class TestPassword:

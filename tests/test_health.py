@@ -7,10 +7,10 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
-from app.database import parse_url
 from app.main import create_app
 from app.schema import TIME_LIMIT
 from app.settings import Settings
+from app.urls import parse_url
 from tests.conftest import running
 from tests.processes import PATIENCE, free_port
 

@@ -3,6 +3,7 @@
 import argparse
 import re
 import shlex
+from collections.abc import Iterator
 
 import httpx
 import pytest
@@ -30,11 +31,20 @@ async def test_the_session_gives_the_answers_that_are_printed(client: httpx.Asyn
         assert (await client.send(curl(command))).text == answer
 
 
-@pytest.mark.parametrize("path", re.findall(r"^( +)?([a-z_]+\.py) ", README, re.MULTILINE), ids=str)
-def test_every_file_on_the_map_is_there(path: tuple[str, str]) -> None:
-    indent, name = path
-    folder = "app/heroes" if len(indent) > len("  ") else "app"
-    assert (ROOT / folder / name).exists()
+def paths_on_the_map() -> Iterator[str]:
+    """Each file that the map has, with the folders that it is indented under."""
+    (drawn,) = re.findall(r"^## Map of the files\n\n```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    folders: list[str] = []
+    for line in drawn.splitlines():
+        indent, name = re.fullmatch(r"( *)(\S+).*", line, re.DOTALL).groups()  # type: ignore[union-attr]  # it matches all
+        folders[len(indent) // 2 :] = [name]
+        if len(indent) <= 4:
+            yield "".join(folders)
+
+
+@pytest.mark.parametrize("path", list(paths_on_the_map()))
+def test_every_file_on_the_map_is_there(path: str) -> None:
+    assert (ROOT / path).exists()
 
 
 def test_every_file_of_the_app_is_on_the_map() -> None:

@@ -14,11 +14,12 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.types import Message, Receive, Scope, Send
 
-from app.database import create_engine, is_sqlite
+from app.database import create_engine
 from app.http import Router
 from app.main import create_app
 from app.sessions import ReadSessionDep, SessionDep, lending, transaction
 from app.settings import Settings
+from app.urls import is_sqlite
 from tests.conftest import running
 from tests.processes import PATIENCE
 

@@ -1,0 +1,92 @@
+"""URLs: what may be said of a database in one line, and what of it is understood."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+PORTS = range(1, 2**16)
+DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
+
+# What asyncpg reads in a URL as libpq does. Where a set of values follows, any other is refused here, at start: asyncpg
+# would refuse it too, but at every request.
+POSTGRES_PARAMETERS: Mapping[str, frozenset[str] | None] = {
+    "application_name": None,
+    "channel_binding": frozenset({"disable", "prefer", "require"}),
+    "host": None,
+    "options": None,
+    "passfile": None,
+    "port": None,
+    "sslcert": None,
+    "sslcrl": None,
+    "sslkey": None,
+    "sslmode": frozenset({"disable", "allow", "prefer", "require", "verify-ca", "verify-full"}),
+    "sslrootcert": None,
+    "target_session_attrs": frozenset({"any", "primary", "standby", "read-write", "read-only", "prefer-standby"}),
+}
+
+
+def is_sqlite(url: URL) -> bool:
+    """Tell the one database from the other."""
+    return url.get_backend_name() == "sqlite"
+
+
+def parse_url(text: str) -> URL:
+    """Understand a database URL as people and hosting companies write it.
+
+    Returns:
+        The URL with the driver that this service uses.
+
+    Raises:
+        ValueError: this service can't use it. The message never repeats the URL.
+    """
+    try:
+        url = make_url(text)
+        urlsplit(url.render_as_string(hide_password=False))  # as asyncpg will read it
+    except (ArgumentError, ValueError):
+        raise ValueError(
+            "this is not a URL such as sqlite:///database.db or postgresql://user:password@host:5432/name"
+        ) from None
+    name, _, driver = url.drivername.partition("+")
+    if name not in DRIVERS:
+        raise ValueError(f"the database {name!r} is not supported, only sqlite:// and postgresql:// are")
+    url = url.set(drivername=DRIVERS[name])
+    if driver not in {"", url.get_driver_name()}:
+        raise ValueError(f"the driver {driver!r} is not supported, leave it out or write {url.drivername}://")
+    if is_sqlite(url):
+        _check_sqlite(url)
+    else:
+        _check_postgres(url)
+    return url
+
+
+def _check_sqlite(url: URL) -> None:
+    if url.query:
+        raise ValueError(f"the parameter {next(iter(url.query))!r} is not understood, a SQLite URL takes none")
+    if url.host:
+        raise ValueError("a SQLite URL has three slashes before a relative path and four before an absolute one")
+    if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
+        raise ValueError(
+            "a SQLite database in memory (:memory:) is not supported, name a file as in sqlite:///database.db"
+        )
+    path = Path(url.database)
+    if url.database.endswith("/") or not path.parent.is_dir() or path.is_dir():
+        raise ValueError("the SQLite file can't be there, name a file in a folder that exists")
+
+
+def _check_postgres(url: URL) -> None:
+    for name, value in url.query.items():
+        if name not in POSTGRES_PARAMETERS:
+            raise ValueError(f"the parameter {name!r} is not understood, leave it out")
+        allowed = POSTGRES_PARAMETERS[name]
+        if allowed and value not in allowed:
+            raise ValueError(f"the parameter {name!r} must be one of {', '.join(sorted(allowed))}")
+        if not isinstance(value, str) and name not in {"host", "port"}:
+            raise ValueError(f"the parameter {name!r} is given twice")
+    ports = str(url.query.get("port", url.port or 5432))
+    if not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports.split(",")):
+        raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")
+    if "@" in (url.host or ""):
+        raise ValueError("write an @ in the user or password as %40")

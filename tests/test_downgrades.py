@@ -1,0 +1,229 @@
+"""Downgrades: what they destroy only when it is asked for, and what the others leave as it was."""
+
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import Script, ScriptDirectory
+from alembic.util import CommandError
+from sqlalchemy import URL, Connection, inspect, text
+
+from app.urls import is_sqlite
+from tests.conftest import alembic_config, migrate
+from tests.migrating import HEAD, SCRIPT, describe, execute, on, try_alembic
+from tests.processes import ROOT
+
+EXAMPLE_INI = ROOT / "docs/rename/alembic.ini"
+EXAMPLE = ScriptDirectory.from_config(Config(EXAMPLE_INI))
+REVISIONS = [*reversed(list(SCRIPT.walk_revisions())), *reversed(list(EXAMPLE.iterate_revisions("rename_7", HEAD)))]
+
+REVISION = '''"""A revision that a test needs."""
+
+revision = "test"
+down_revision = "{head}"
+branch_labels = None
+depends_on = None
+{reversible}
+
+
+def upgrade() -> None:
+    pass
+
+
+def downgrade() -> None:
+    pass
+'''
+HEROES: list[dict[str, Any]] = [
+    {"name": "Deadpond", "age": None, "secret_name": "Dive Wilson"},
+    {"name": "Rusty-Man", "age": 48, "secret_name": "Tommy Sharp"},
+    {"name": "Šúperhrdina 'quoted' \\ 😀", "age": 2**31 - 1, "secret_name": ""},
+    {"name": "To be deleted", "age": 0, "secret_name": "x"},
+]
+# What the catalogue says of a table, and `describe` does not.
+NUMBERS = {
+    "sqlite": "SELECT sql LIKE '%AUTOINCREMENT%' FROM sqlite_master WHERE name = 'hero'",
+    "postgresql": "SELECT data_type::text || ' to ' || max_value FROM pg_sequences",
+}
+CHECKS = {
+    "sqlite": "SELECT NULL",
+    "postgresql": "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = 'hero_alias_check'",
+}
+
+
+def name(revision: Script) -> str:
+    return revision.revision
+
+
+def is_reversible(revision: Script) -> bool:
+    return bool(revision.module.reversible)
+
+
+def upgrade(url: URL, revision: str) -> None:
+    command.upgrade(Config(EXAMPLE_INI, attributes={"url": url}), revision)
+
+
+def downgrade(url: URL, revision: str, *arguments: str) -> None:
+    command.downgrade(Config(EXAMPLE_INI, cmd_opts=Namespace(x=arguments), attributes={"url": url}), revision)
+
+
+def have(url: URL) -> str | None:
+    found: str | None = on(url, lambda connection: connection.scalar(text("SELECT version_num FROM alembic_version")))
+    return found
+
+
+def schema(url: URL) -> dict[str, Any]:
+    """All that the catalogue says, but for the name of the key, which nobody uses, on SQLite."""
+
+    def ask(questions: dict[str, str]) -> Any:
+        return on(url, lambda connection: connection.scalar(text(questions[connection.dialect.name])))
+
+    tables = describe(url)
+    if is_sqlite(url):
+        for table in tables.values():
+            table["key"].pop("name")
+    return {**tables, "numbers": ask(NUMBERS), "checks": ask(CHECKS)}
+
+
+def rows(url: URL) -> list[dict[str, Any]]:
+    """The heroes, whatever columns they have."""
+
+    def read(connection: Connection) -> list[dict[str, Any]]:
+        return [dict(row) for row in connection.execute(text("SELECT * FROM hero ORDER BY id")).mappings()]
+
+    found: list[dict[str, Any]] = on(url, read)
+    return found
+
+
+def fill(url: URL) -> None:
+    """Insert heroes at any revision, and delete the newest."""
+
+    def insert(connection: Connection) -> None:
+        columns = {column["name"] for column in inspect(connection).get_columns("hero")}
+        for hero in HEROES:
+            row = {key: value for key, value in {**hero, "alias": "An alias"}.items() if key in columns}
+            places = ", ".join(f":{key}" for key in row)
+            connection.execute(text(f"INSERT INTO hero ({', '.join(row)}) VALUES ({places})"), row)
+        connection.execute(text("DELETE FROM hero WHERE name = 'To be deleted'"))
+
+    on(url, insert)
+    assert len(rows(url)) == 3
+
+
+@pytest.mark.slow
+class TestOneThatDestroys:
+    def test_it_is_refused_before_its_first_step_and_says_how(self, url: URL) -> None:
+        fill(url)
+        before, found = schema(url), rows(url)
+        result = try_alembic(url, "downgrade", "base")
+        assert result.returncode != 0
+        assert "FAILED: To undo 0001 destroys data, so nothing was changed." in result.stdout
+        assert "If the data is to go: alembic -x lose-data downgrade" in result.stdout
+        assert "Traceback" not in result.stdout
+        assert "Running downgrade" not in result.stdout
+        assert have(url) == HEAD
+        assert (schema(url), rows(url)) == (before, found)
+
+    @pytest.mark.parametrize("target", ["base", "0001-1", "-2"])
+    def test_it_is_refused_however_the_target_is_spelled(self, url: URL, target: str) -> None:
+        with pytest.raises(CommandError, match=r"^To undo 0001 destroys data, so nothing was changed\."):
+            downgrade(url, target)
+        assert have(url) == HEAD
+
+    def test_all_that_destroy_are_named(self, empty_url: URL) -> None:
+        upgrade(empty_url, "rename_7")
+        destroying = ", ".join(name(revision) for revision in reversed(REVISIONS) if not is_reversible(revision))
+        with pytest.raises(CommandError, match=f"^To undo {destroying} destroys data"):
+            downgrade(empty_url, "base")
+        assert have(empty_url) == "rename_7"
+
+    def test_it_is_refused_with_another_argument(self, url: URL) -> None:
+        with pytest.raises(CommandError, match="lose-data"):
+            downgrade(url, "base", "keep-data")
+
+    def test_it_is_done_when_the_data_is_to_go(self, url: URL) -> None:
+        fill(url)
+        downgrade(url, "base", "lose-data")
+        assert have(url) is None
+        assert list(describe(url)) == ["alembic_version"]
+
+    def test_a_revision_that_does_not_say_is_taken_for_one(self, url: URL, tmp_path: Path) -> None:
+        folders = f"{ROOT}/migrations/versions:{tmp_path}"
+        (tmp_path / "alembic.ini").write_text(
+            f"[alembic]\nscript_location = {ROOT}/migrations\nversion_locations = {folders}\npath_separator = :\n"
+        )
+        config = Config(tmp_path / "alembic.ini", cmd_opts=Namespace(x=[]), attributes={"url": url})
+        for line, destroys in [("", True), ("reversible = False", True), ("reversible = True", False)]:
+            (tmp_path / "test.py").write_text(REVISION.format(head=HEAD, reversible=line))
+            command.upgrade(config, "test")
+            if destroys:
+                with pytest.raises(CommandError, match=r"^To undo test destroys data,"):
+                    command.downgrade(config, HEAD)
+                assert have(url) == "test"
+            else:
+                command.downgrade(config, HEAD)
+                assert have(url) == HEAD
+
+
+class TestOneThatLosesNothing:
+    def test_the_ids_are_narrowed_with_no_more_words_and_every_row_is_kept(self, url: URL) -> None:
+        fill(url)
+        found = rows(url)
+        downgrade(url, "0001")
+        assert have(url) == "0001"
+        assert rows(url) == found
+
+    def test_ids_that_have_grown_too_large_stay_on_postgres(self, postgres_url: URL) -> None:
+        execute(postgres_url, f"INSERT INTO hero (id, name, secret_name) VALUES ({2**31}, 'Far', 'x')")
+        before = schema(postgres_url)
+        with pytest.raises(CommandError, match="out of range"):
+            command.downgrade(alembic_config(postgres_url), "0001")
+        assert have(postgres_url) == HEAD
+        assert schema(postgres_url) == before
+
+    def test_ids_that_are_larger_stay_on_sqlite_where_they_fit(self, sqlite_url: URL) -> None:
+        execute(sqlite_url, f"INSERT INTO hero (id, name, secret_name) VALUES ({2**40}, 'Far', 'x')")
+        found = rows(sqlite_url)
+        command.downgrade(alembic_config(sqlite_url), "0001")
+        migrate(sqlite_url)
+        assert rows(sqlite_url) == found
+
+    @pytest.mark.parametrize("revision", [revision for revision in REVISIONS if is_reversible(revision)], ids=name)
+    def test_what_it_promises_is_true(self, empty_url: URL, revision: Script) -> None:
+        """The rows of before are there after its downgrade, and after its upgrade again."""
+        upgrade(empty_url, revision.revision)
+        fill(empty_url)
+        found = rows(empty_url)
+        downgrade(empty_url, str(revision.down_revision))
+        assert have(empty_url) == revision.down_revision
+        assert rows(empty_url) == found
+        upgrade(empty_url, revision.revision)
+        assert rows(empty_url) == found
+
+
+@pytest.mark.slow
+class TestUpAndDown:
+    def test_each_step_up_and_down_and_up_again_leaves_the_same_schema(self, empty_url: URL) -> None:
+        below: dict[str, Any] = {}
+        for revision in REVISIONS:
+            upgrade(empty_url, name(revision))
+            above = schema(empty_url)
+            downgrade(empty_url, str(revision.down_revision or "base"), "lose-data")
+            if is_reversible(revision):  # what was validated may stay so
+                assert schema(empty_url) | {"checks": ...} == below | {"checks": ...}, name(revision)
+            upgrade(empty_url, name(revision))
+            assert schema(empty_url) == above, name(revision)
+            below = above
+            if revision is REVISIONS[0]:
+                fill(empty_url)
+        assert have(empty_url) == "rename_7"
+
+    def test_all_the_way_down_and_up_again_leaves_the_same_schema(self, empty_url: URL) -> None:
+        upgrade(empty_url, "rename_7")
+        top = schema(empty_url)
+        downgrade(empty_url, "base", "lose-data")
+        assert list(describe(empty_url)) == ["alembic_version"]
+        upgrade(empty_url, "rename_7")
+        assert schema(empty_url) == top

