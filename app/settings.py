@@ -8,7 +8,8 @@ from sqlalchemy import URL
 
 from app.urls import parse_url
 
-MAX_TIMEOUT = 2_147_483  # seconds: the databases count milliseconds in 32 bits
+# The databases count milliseconds, in 32 bits.
+Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
 
 
 class Settings(BaseSettings):
@@ -32,40 +33,28 @@ class Settings(BaseSettings):
         ge=0,
         description="Requests of one process that wait for a connection. One more gets 503 at once.",
     )
-    queue_timeout: float = Field(
+    queue_timeout: Seconds = Field(
         default=5,
-        ge=0.001,
-        le=MAX_TIMEOUT,
         description="Seconds that a request waits for a connection, until it gets 503.",
     )
-    lock_timeout: float = Field(
+    lock_timeout: Seconds = Field(
         default=5,
-        ge=0.001,
-        le=MAX_TIMEOUT,
         description="Seconds that a statement waits for a lock that another one holds.",
     )
-    statement_timeout: float = Field(
+    statement_timeout: Seconds = Field(
         default=10,
-        ge=0.001,
-        le=MAX_TIMEOUT,
         description="Seconds that one statement may take on Postgres.",
     )
-    migration_timeout: float = Field(
+    migration_timeout: Seconds = Field(
         default=600,
-        ge=0.001,
-        le=MAX_TIMEOUT,
         description="Seconds that `alembic upgrade` waits for another one, and for locks that others hold.",
     )
-    migration_lock_timeout: float = Field(
+    migration_lock_timeout: Seconds = Field(
         default=1,
-        ge=0.001,
-        le=MAX_TIMEOUT,
         description="Seconds that it waits at a time, while requests queue up behind it.",
     )
-    migration_statement_timeout: float = Field(
+    migration_statement_timeout: Seconds = Field(
         default=15,
-        ge=0.001,
-        le=MAX_TIMEOUT,
         description="Seconds that one of its statements may keep a lock on Postgres.",
     )
     sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(

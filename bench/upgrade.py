@@ -70,7 +70,7 @@ def measure(url: URL, rows: int) -> None:
 def main() -> None:
     """Measure on a SQLite file and on a Postgres of our own."""
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    logging.basicConfig(level=logging.WARNING)
+    logging.disable(logging.INFO)  # of Alembic, which tells of each revision
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         measure(parse_url(f"sqlite:///{folder}/database.db"), rows)
         os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # the import below wants it

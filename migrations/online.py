@@ -37,7 +37,8 @@ def create_index(
         options: of `op.create_index`.
 
     Raises:
-        DBAPIError: the database refused it, as it does a unique index when two rows are alike. Nothing is left.
+        DBAPIError: the database refused it, as it does a unique index when two rows are alike. If something
+            is left, because somebody stands in the way of that too, the log says so.
     """
     if not _on_postgres():
         op.create_index(name, table_name, list(columns), **options)

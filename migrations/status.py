@@ -4,7 +4,6 @@ python -m migrations.status
 """
 
 import asyncio
-from pathlib import Path
 
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
@@ -12,12 +11,10 @@ from sqlalchemy import Connection, NullPool, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
-import app.main  # noqa: F401 - for the models
 from app.database import create_engine
+from app.main import ALEMBIC_INI
 from app.schema import read_revisions
 from app.settings import Settings
-
-ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
 
 
 async def main() -> None:
