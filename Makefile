@@ -11,6 +11,9 @@ UVICORN := uvicorn app.main:app --timeout-keep-alive 75 --timeout-graceful-shutd
 # The system's own, or else one that is unpacked here: to install the package would start a server.
 NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/nginx)
 
+# A process for each processor, each with its own Postgres; more than four would ask much of the machine's memory.
+PARALLEL := --numprocesses logical --maxprocesses 4
+
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
 .PHONY: help install run status test test-slow test-proxy fuzz clients bench lint types drift format lock clean
@@ -36,10 +39,10 @@ status: install ## Show which revision the database has, what an upgrade would d
 	@$(BIN)/python -m migrations.status
 
 test: install ## Test on SQLite and on a Postgres that the tests start
-	$(BIN)/pytest
+	$(BIN)/pytest $(PARALLEL)
 
 test-slow: install ## Run the tests that `make test` leaves out
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow $(PARALLEL)
 
 test-proxy: install $(NGINX) ## Test behind nginx, set up as docs/nginx.conf has it
 	$(BIN)/pytest -m proxy

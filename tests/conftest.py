@@ -4,6 +4,7 @@ import asyncio
 import os
 import secrets
 import shutil
+import sys
 import tempfile
 from argparse import Namespace
 from collections.abc import AsyncIterator, Iterator
@@ -83,6 +84,12 @@ def execute(server: URL, statement: str) -> object:
             await connection.close()
 
     return asyncio.run(connect_and_execute())
+
+
+@pytest.fixture(autouse=True)
+def search_path(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Forget what a test adds to the search path: Alembic adds its folder each time, and every import looks there."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
 
 
 @pytest.fixture(scope="session")
