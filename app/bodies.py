@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Coroutine
+from itertools import accumulate
 from typing import Any, NoReturn
 
 from fastapi import Request, Response
@@ -60,16 +61,13 @@ def refuse_constant(name: str) -> NoReturn:
 
 DECODER = json.JSONDecoder(parse_constant=refuse_constant)
 STRING = re.compile(r'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)
-BRACKET = re.compile(r"[\[\]{}]")
+NESTING = {**dict.fromkeys(b"[{", 1), **dict.fromkeys(b"]}", -1)}
+NO_BRACKETS = bytes(set(range(256)) - NESTING.keys())
 
 
 def is_too_deep(text: str) -> bool:
     """Tell whether arrays and objects are nested deeper than `MAX_DEPTH`, in what is JSON or may not be."""
     if text.count("[") + text.count("{") <= MAX_DEPTH:
         return False
-    depth = 0
-    for bracket in BRACKET.findall(STRING.sub("", text)):
-        depth += 1 if bracket in "[{" else -1
-        if depth > MAX_DEPTH:
-            return True
-    return False
+    brackets = STRING.sub("", text).encode().translate(None, NO_BRACKETS)
+    return max(accumulate(map(NESTING.__getitem__, brackets)), default=0) > MAX_DEPTH

@@ -29,6 +29,7 @@ PROBLEMS = {
     404: ("not-found", "There is nothing here."),
     405: ("method-not-allowed", "This method is not answered here."),
     409: ("conflict", "This conflicts with what is already stored."),
+    412: ("changed-since", "It is not what the client has seen any more."),
     413: ("too-large", "The body is too large."),
     422: ("invalid-input", "What was sent is not valid."),
     500: ("unexpected", "The service failed."),
@@ -122,6 +123,8 @@ async def answer_http_error(request: Request, error: StarletteHTTPException) -> 
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(allowed_methods(request))
+        if request.method == "OPTIONS":
+            return Response(status_code=204, headers=headers)
     return answer(request, error.status_code, error.detail, headers)
 
 
@@ -177,11 +180,12 @@ def wants_problem(accept: str) -> bool:
 
 def allowed_methods(request: Request) -> list[str]:
     """List the methods that this path answers, whichever routes they are on."""
-    return [
+    found = {
         method
         for method in METHODS
         if any(route.matches({**request.scope, "method": method})[0] is Match.FULL for route in request.app.routes)
-    ]
+    }
+    return sorted(found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set()))
 
 
 def name_of(scope: Scope) -> str:

@@ -1,18 +1,28 @@
 """HTTP: what clients may expect of every path."""
 
 import re
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from random import getrandbits
 from typing import Any, cast
+from urllib.parse import quote
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
 from fastapi.routing import APIRoute
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.bodies import MAX_BYTES, JSONRoute
 from app.sessions import lending
 
 BODILESS = {"GET", "HEAD", "DELETE"}
+# What responses say in headers, for the documentation: what it is, and an example.
+HEADERS = {
+    "ETag": ("The version of what is in the body, for `If-Match` and `If-None-Match`.", '"1"'),
+    "Link": ("The next page, while there is one.", '</rows/?limit=100&cursor=WyJhNDRi>; rel="next"'),
+    "Location": ("The path of what was added.", "/rows/1"),
+    "X-Total-Count": ("How many rows the list has in all, if `count=exact` was sent.", "1000"),
+}
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
 
 
@@ -48,12 +58,92 @@ class Router(APIRouter):
             options["max_body_size"] = MAX_BYTES
         super().add_api_route(path, lending(endpoint), **options)
         route = cast(APIRoute, self.routes[-1])
-        route.path_regex = re.compile(route.path_regex.pattern.removesuffix("$").removesuffix("/") + "/?$")
+        pattern = route.path_regex.pattern.removeprefix("^").removesuffix("$").removesuffix("/")
+        # A path that is written out answers for itself: it is no value of another one's parameter.
+        written_out = {
+            re.escape(path)
+            for path in (cast(APIRoute, other).path for other in self.routes[:-1])
+            if re.fullmatch(pattern, path)
+        }
+        others = f"(?!(?:{'|'.join(sorted(written_out))})/?$)" if route.param_convertors and written_out else ""
+        route.path_regex = re.compile(f"^{others}{pattern}/?$")
 
 
 def name_of_route(route: APIRoute) -> str:
     """Name an operation in the documentation as its handler is named."""
     return route.name
+
+
+def returns(*names: str, status: int = 200, **described: str) -> dict[int | str, dict[str, Any]]:
+    """Declare that an operation answers with these headers, for its documentation."""
+    headers = {
+        name: {"description": HEADERS[name][0], "schema": {"type": "string"}, "example": HEADERS[name][1]}
+        for name in names
+    }
+    return {status: {"headers": headers, **described}}
+
+
+def own_path(request: Request) -> str:
+    """Write a request's path as the client did, with what a proxy has taken from it; never with the Host header."""
+    root, path = request.scope["root_path"], request.scope["path"]
+    return quote(path if path.startswith(f"{root}/") else root + path)
+
+
+def location(request: Request, number: int) -> str:
+    """Write the path of what was added to a list."""
+    return f"{own_path(request).rstrip('/')}/{number}"
+
+
+class JSONLinesResponse(StreamingResponse):
+    """A response of any length: JSON, one object to a line, compressed if the client likes that."""
+
+    media_type = "application/jsonl"
+
+    @classmethod
+    async def begin(cls, request: Request, chunks: AsyncIterator[str]) -> Response:
+        """Respond with what is still to be read.
+
+        The first chunk is read at once: what fails there is answered with its status. What fails later cuts the
+        response, so that nobody takes a part for the whole.
+        """
+        if request.scope["state"]["bodiless"]:
+            return cls(iter([""]))
+        first = await anext(chunks)
+
+        async def all_chunks() -> AsyncIterator[str]:
+            yield first
+            async for chunk in chunks:
+                yield chunk
+
+        return cls(all_chunks())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send it, compressed in a thread: a chunk takes longer than other requests should wait."""
+        await GZipMiddleware(super().__call__, compresslevel=6, thread_minimum_size=0)(scope, receive, send)
+
+
+class AnswerHead:
+    """Answers HEAD as GET, but without the body."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass everything else through, and leave in the request's state whether the body is wanted."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        bodiless = scope.setdefault("state", {})["bodiless"] = scope["method"] == "HEAD"
+        if not bodiless:
+            await self.app(scope, receive, send)
+            return
+
+        async def send_without_body(message: Message) -> None:
+            if message["type"] == "http.response.body":
+                message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
+            await send(message)
+
+        await self.app({**scope, "method": "GET"}, receive, send_without_body)
 
 
 class IdentifyRequest:

@@ -7,15 +7,21 @@ from pathlib import Path
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from fastapi import FastAPI, Request
+from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 
 from app import errors, health, logs
 from app.database import Database
 from app.heroes import routes as heroes
-from app.http import IdentifyRequest
+from app.http import AnswerHead, IdentifyRequest
 from app.schema import Schema
 from app.sessions import Sessions
 from app.settings import Settings
+
+# What a page of another origin may send and read, beyond what browsers let it anyway.
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST")
+REQUEST_HEADERS = ("Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID")
+RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
 
 ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
 
@@ -57,15 +63,26 @@ def create_app(settings: Settings) -> FastAPI:
         redirect_slashes=False,
     )
     errors.install(app)
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=METHODS,
+            allow_headers=REQUEST_HEADERS,
+            expose_headers=RESPONSE_HEADERS,
+        )
+    app.add_middleware(AnswerHead)
     app.add_middleware(IdentifyRequest)
     for router in (heroes.router, health.router):
         app.router.routes += router.routes  # not include_router: `Router` says why
 
-    @app.get("/", include_in_schema=False)
-    async def show_documentation(request: Request) -> RedirectResponse:
-        return RedirectResponse(f"{request.scope['root_path']}/docs")
-
+    app.router.add_route("/", show_documentation, include_in_schema=False)
     return app
+
+
+async def show_documentation(request: Request) -> RedirectResponse:
+    """Lead from / to the documentation."""
+    return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
 app = create_app(Settings.from_environment())

@@ -95,8 +95,12 @@ class SessionPool:
         self._queue_timeout = queue_timeout
         self._begun: set[Order] = set()
 
-    async def lend(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
+    async def lend(self, work: Callable[[AsyncSession], Awaitable[T]], *, begun: bool = False) -> T:
         """Have work done with a session, when it is its turn. Its statements are committed one by one.
+
+        Args:
+            work: what to do. It is done to its end.
+            begun: it goes on with what a client is getting already, so it is not refused: it waits.
 
         Raises:
             Unavailable: too many wait already, or this one has waited too long.
@@ -106,6 +110,8 @@ class SessionPool:
         if self.free:
             self.free -= 1
             self._begin(order)
+        elif begun:
+            self._queue.append(order)
         else:
             self.check_queue()
             order.timer = loop.call_later(self._queue_timeout, self._give_up, order)

@@ -1,34 +1,44 @@
-"""Rows: as the JSON that the database makes of them, which costs a list of a hundred no more than a single one."""
+"""Rows: as the JSON that the database makes of them, which costs a list of a hundred little more than a single one."""
 
 from collections.abc import Iterable
 from typing import Any, cast
 
-from sqlalchemy import Column, Enum, Integer, Select, String, Subquery, Text, func
+from sqlalchemy import Column, ColumnElement, Enum, Integer, SelectBase, String, Subquery, Text, func, literal_column
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.compiler import SQLCompiler
 from sqlalchemy.sql.functions import FunctionElement
+from sqlalchemy.types import TypeEngine
 from sqlmodel import AutoString, select
 from sqlmodel.sql.expression import SelectOfScalar
 
 
-def as_json(rows: Select[*tuple[Any, ...]]) -> SelectOfScalar[str]:
-    """Select the rows as one text: a JSON array of objects, to the byte as pydantic writes it.
+def as_lines(rows: SelectBase) -> SelectOfScalar[str | None]:
+    """Select the rows as one text: a line of JSON for each, to the byte as pydantic writes it. None if there are none.
 
     Raises:
         TypeError: a column is neither text nor integer. The databases write other types each in its own way.
     """
-    for column in rows.selected_columns:
+    check_types(rows.selected_columns)
+    return select(JSONLines(*rows.subquery().columns))
+
+
+def check_types(columns: Iterable[ColumnElement[Any]]) -> None:
+    """Refuse columns that the databases don't agree on.
+
+    Raises:
+        TypeError: a column is neither text nor integer.
+    """
+    for column in columns:
         if not isinstance(column.type, Integer | String | AutoString) or isinstance(column.type, Enum):
             raise TypeError(
                 f"the databases do not agree on how {column.type} is written: leave it to the response model"
             )
-    return select(JSONArray(*rows.subquery().columns))
 
 
-class JSONArray(FunctionElement[str]):
-    """The rows of a subquery as JSON, made of its columns."""
+class JSONLines(FunctionElement[str | None]):
+    """The rows of a subquery as lines of JSON, made of its columns."""
 
-    type = Text()
+    type = cast(TypeEngine[str | None], Text())
     inherit_cache = True
 
     @property
@@ -38,15 +48,15 @@ class JSONArray(FunctionElement[str]):
         return cast(Subquery, first.table)
 
 
-@compiles(JSONArray, "postgresql")
-def on_postgres(array: JSONArray, compiler: SQLCompiler, **options: Any) -> str:
+@compiles(JSONLines, "postgresql")
+def lines_on_postgres(lines: JSONLines, compiler: SQLCompiler, **options: Any) -> str:
     """Join the rows, since json_agg would put spaces between them."""
-    row = func.row_to_json(array.rows.table_valued()).cast(Text)
-    return compiler.process(func.concat("[", func.string_agg(row, ","), "]"), **options)
+    row = func.row_to_json(lines.rows.table_valued()).cast(Text)
+    return compiler.process(func.string_agg(row, literal_column("E'\\n'")), **options)
 
 
-@compiles(JSONArray, "sqlite")
-def on_sqlite(array: JSONArray, compiler: SQLCompiler, **options: Any) -> str:
-    """Group the rows, each as an object."""
-    pairs = [part for column in array.rows.columns for part in (column.name, column)]
-    return compiler.process(func.json_group_array(func.json_object(*pairs)), **options)
+@compiles(JSONLines, "sqlite")
+def lines_on_sqlite(lines: JSONLines, compiler: SQLCompiler, **options: Any) -> str:
+    """Join the rows, each as an object."""
+    pairs = [part for column in lines.rows.columns for part in (column.name, column)]
+    return compiler.process(func.group_concat(func.json_object(*pairs), func.char(10)), **options)

@@ -2,12 +2,12 @@
 
 import inspect
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from enum import Enum
 from functools import wraps
 from typing import Annotated, Any, Self
 
-from fastapi import Request
+from fastapi import Depends, Request
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -29,11 +29,13 @@ ReadSessionDep = Annotated[AsyncSession, Door.READS]
 
 
 class Sessions:
-    """The two doors to the database.
+    """The two doors to the database, and one for what streams.
 
     - `writes`: for statements that change something.
     - `reads`: for those that don't. On Postgres both are one pool; on SQLite its sessions can't write, and wait for no
       writer.
+    - `streams`: for what reads many times for one response. All of these take turns with one session, so that however
+      many there are, no request waits for them.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class Sessions:
         self.writes = self.reads
         if database.writes is not database.reads:
             self.writes = SessionPool(database.writes, size=1, queue_size=queue_size, queue_timeout=queue_timeout)
+        self.streams = SessionPool(database.reads, size=1, queue_size=queue_size, queue_timeout=queue_timeout)
         self.schema = schema
 
     def pool(self, door: Door) -> SessionPool:
@@ -56,10 +59,9 @@ class Sessions:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the doors behind the work that has begun."""
-        try:
-            await self.writes.close()
-        finally:
-            await self.reads.close()
+        async with AsyncExitStack() as stack:
+            for pool in (self.reads, self.writes, self.streams):
+                stack.push_async_callback(pool.close)
 
 
 @asynccontextmanager
@@ -86,6 +88,15 @@ async def transaction(session: AsyncSession) -> AsyncIterator[None]:
     finally:
         session.autoflush = False
 
+
+async def streams(request: Request) -> SessionPool:
+    """Find the session for what reads many times for one response. It is lent for one read at a time."""
+    sessions: Sessions = request.app.state.sessions
+    await sessions.schema.require()
+    return sessions.streams
+
+
+Streams = Annotated[SessionPool, Depends(streams)]
 
 REQUEST = "lending_request"
 

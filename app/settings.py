@@ -1,8 +1,9 @@
 """What operators set, by environment variables of the same names in capitals."""
 
+import re
 from typing import Annotated, Literal, Self
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
@@ -10,6 +11,24 @@ from app.urls import parse_url
 
 # The databases count milliseconds, in 32 bits.
 Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
+ORIGIN = re.compile(r"https?://[^/?#\s*]+")
+
+
+def split(text: object) -> object:
+    """Take the words between commas."""
+    return [word.strip() for word in text.split(",") if word.strip()] if isinstance(text, str) else text
+
+
+def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse what no browser sends as an origin.
+
+    Raises:
+        ValueError: one is not like https://example.org.
+    """
+    for origin in origins:
+        if origin != "*" and not ORIGIN.fullmatch(origin):
+            raise ValueError("an origin is a scheme and a host, such as https://example.org, without a path")
+    return origins
 
 
 class Settings(BaseSettings):
@@ -60,6 +79,11 @@ class Settings(BaseSettings):
     sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(
         default="NORMAL",
         description="FULL: a write on SQLite survives a power cut too, at the price of an fsync.",
+    )
+
+    cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(check_origins)] = Field(
+        default=(),
+        description="Origins whose pages in a browser may use the API, with commas between them; `*` is all.",
     )
 
     @classmethod

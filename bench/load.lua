@@ -3,12 +3,23 @@
 local HEROES = 10000
 local STRIDE = 7919  -- has no divisor in common with HEROES, so that every hero has its turn
 
+local BATCH = 1000
+
+local function hero(id)
+  return ('{"name": "Hero number %d", "age": %d, "secret_name": "Secret number %d"}'):format(id, id % 100, id)
+end
+
 local operations = {
   get = function(id) return wrk.format("GET", "/heroes/" .. id) end,
   list = function() return wrk.format("GET", "/heroes/?limit=100") end,
-  post = function(id)
-    local body = '{"name": "Hero number %d", "age": %d, "secret_name": "Secret number %d"}'
-    return wrk.format("POST", "/heroes/", nil, body:format(id, id % 100, id))
+  post = function(id) return wrk.format("POST", "/heroes/", nil, hero(id)) end,
+  batch = function(id)  -- the heroes of as many turns, in one request of that many turns
+    if id % BATCH ~= 0 then return nil end
+    local heroes = {}
+    for i = 1, BATCH do
+      heroes[i] = hero((id + i * STRIDE) % HEROES + 1)
+    end
+    return wrk.format("POST", "/heroes/batch", nil, "[" .. table.concat(heroes, ",") .. "]")
   end,
   patch = function(id)
     return wrk.format("PATCH", "/heroes/" .. id, nil, ('{"age": %d}'):format(id * 7 % 100))

@@ -1,7 +1,7 @@
 """Online: what a revision does to a table while the service goes on using it.
 
-Each of these belongs in a revision of its own, since none can be rolled back on Postgres: stopped in the middle, it is
-run again from its start. On SQLite they run in the transaction of the whole upgrade.
+These belong in revisions with nothing else, since none can be rolled back on Postgres: stopped in the middle, such a
+revision is run again from its start. On SQLite they run in the transaction of the whole upgrade.
 """
 
 import logging

@@ -303,7 +303,7 @@ CHANGES = [
 
 METHODS = [
     Case(f"{method} {target}", method, target, 405, detail("Method Not Allowed"))
-    for method in ("PUT", "OPTIONS", "TRACE", "PROPFIND")
+    for method in ("PUT", "TRACE", "PROPFIND")
     for target in ("/heroes", "/heroes/", "/heroes/1", "/livez", "/readyz", "/")
 ]
 

@@ -23,11 +23,11 @@ def writes_waiting(url: URL) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def locked(url: URL) -> AsyncIterator[None]:
+async def locked(url: URL, table: str = "hero") -> AsyncIterator[None]:
     """Hold the lock, within an event loop."""
     engine = create_engine(url, {})
     async with engine.begin() as connection:  # on SQLite, that is the lock
         if not is_sqlite(url):
-            await connection.execute(text("LOCK TABLE hero IN EXCLUSIVE MODE"))
+            await connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
         yield
     await engine.dispose()

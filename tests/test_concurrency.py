@@ -49,12 +49,14 @@ async def create(client: httpx.AsyncClient) -> str:
     return f"/heroes/{(await client.post('/heroes/', json=HERO)).json()['id']}"
 
 
+@pytest.mark.slow
 async def test_what_is_created_is_found_by_the_next_request_on_another_connection(base_url: str) -> None:
     async with httpx.AsyncClient(base_url=base_url) as writer, httpx.AsyncClient(base_url=base_url) as reader:
         for _ in range(500):
             assert (await reader.get(await create(writer))).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_change_and_a_removal_at_once_are_each_done_or_find_nothing(client: httpx.AsyncClient) -> None:
     for _ in range(200):
         path = await create(client)
@@ -87,6 +89,7 @@ async def test_a_change_to_what_somebody_else_has_just_changed_is_made(client: h
         assert (await client.get(path)).json()["age"] in {5, 6}
 
 
+@pytest.mark.slow
 async def test_a_thousand_clients_at_once_are_all_served(base_url: str) -> None:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=60) as client:

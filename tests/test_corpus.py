@@ -12,6 +12,7 @@ from sqlalchemy import URL
 from tests.corpus import CASES, Case, hero
 from tests.processes import PATIENCE, free_port, server, spell
 
+VALIDATORS = {"etag", "link", "location"}
 FIRST_HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
 
 
@@ -60,7 +61,8 @@ def test_every_request_gets_its_answer_over_one_raw_socket(port: int, subtests: 
                 headers = {name.lower(): value for name, value in response.headers.items()}
                 assert headers.pop("date")
                 assert bool(headers.pop("allow", "")) == (case.status == 405)
-                assert headers == {
+                assert set(headers) & VALIDATORS <= ({"link"} if isinstance(case.answer, list) else VALIDATORS)
+                assert {name: value for name, value in headers.items() if name not in VALIDATORS} == {
                     "server": "uvicorn",
                     "content-length": str(len(body)),
                     "content-type": "application/json",

@@ -83,6 +83,7 @@ class TestConnection:
                 assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
                 assert await connection.scalar(text("PRAGMA synchronous")) == 2
                 assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+                assert await connection.scalar(text("PRAGMA wal_autocheckpoint")) == 10_000
             for engine in (database.writes, database.reads, database.probes):
                 async with engine.connect() as connection:
                     assert await connection.scalar(text("PRAGMA busy_timeout")) == 3000

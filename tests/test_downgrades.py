@@ -1,5 +1,6 @@
 """Downgrades: what they destroy only when it is asked for, and what the others leave as it was."""
 
+import re
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, inspect, text
 
 from app.urls import is_sqlite
-from tests.conftest import alembic_config, migrate
+from tests.conftest import alembic_config
 from tests.migrating import HEAD, SCRIPT, describe, execute, on, try_alembic
 from tests.processes import ROOT
 
@@ -119,7 +120,7 @@ class TestOneThatDestroys:
         before, found = schema(url), rows(url)
         result = try_alembic(url, "downgrade", "base")
         assert result.returncode != 0
-        assert "FAILED: To undo 0001 destroys data, so nothing was changed." in result.stdout
+        assert re.search("FAILED: To undo .*0001 destroys data, so nothing was changed.", result.stdout)
         assert "If the data is to go: alembic -x lose-data downgrade" in result.stdout
         assert "Traceback" not in result.stdout
         assert "Running downgrade" not in result.stdout
@@ -128,7 +129,7 @@ class TestOneThatDestroys:
 
     @pytest.mark.parametrize("target", ["base", "0001-1", "-2"])
     def test_it_is_refused_however_the_target_is_spelled(self, url: URL, target: str) -> None:
-        with pytest.raises(CommandError, match=r"^To undo 0001 destroys data, so nothing was changed\."):
+        with pytest.raises(CommandError, match=r"^To undo .* destroys data, so nothing was changed\."):
             downgrade(url, target)
         assert have(url) == HEAD
 
@@ -168,27 +169,32 @@ class TestOneThatDestroys:
 
 
 class TestOneThatLosesNothing:
-    def test_the_ids_are_narrowed_with_no_more_words_and_every_row_is_kept(self, url: URL) -> None:
-        fill(url)
-        found = rows(url)
-        downgrade(url, "0001")
-        assert have(url) == "0001"
-        assert rows(url) == found
+    @pytest.fixture
+    def second_url(self, empty_url: URL) -> URL:
+        """A database at the revision that widens ids."""
+        upgrade(empty_url, "0002")
+        return empty_url
 
-    def test_ids_that_have_grown_too_large_stay_on_postgres(self, postgres_url: URL) -> None:
-        execute(postgres_url, f"INSERT INTO hero (id, name, secret_name) VALUES ({2**31}, 'Far', 'x')")
-        before = schema(postgres_url)
-        with pytest.raises(CommandError, match="out of range"):
-            command.downgrade(alembic_config(postgres_url), "0001")
-        assert have(postgres_url) == HEAD
-        assert schema(postgres_url) == before
+    def test_the_ids_are_narrowed_with_no_more_words_and_every_row_is_kept(self, second_url: URL) -> None:
+        fill(second_url)
+        found = rows(second_url)
+        downgrade(second_url, "0001")
+        assert have(second_url) == "0001"
+        assert rows(second_url) == found
 
-    def test_ids_that_are_larger_stay_on_sqlite_where_they_fit(self, sqlite_url: URL) -> None:
-        execute(sqlite_url, f"INSERT INTO hero (id, name, secret_name) VALUES ({2**40}, 'Far', 'x')")
-        found = rows(sqlite_url)
-        command.downgrade(alembic_config(sqlite_url), "0001")
-        migrate(sqlite_url)
-        assert rows(sqlite_url) == found
+    def test_ids_that_have_grown_too_large_stay(self, second_url: URL) -> None:
+        """Postgres refuses, and in SQLite they fit."""
+        execute(second_url, f"INSERT INTO hero (id, name, secret_name) VALUES ({2**31}, 'Far', 'x')")
+        before, found = schema(second_url), rows(second_url)
+        if is_sqlite(second_url):
+            downgrade(second_url, "0001")
+        else:
+            with pytest.raises(CommandError, match="out of range"):
+                command.downgrade(alembic_config(second_url), "0001")
+            assert have(second_url) == "0002"
+            assert schema(second_url) == before
+        upgrade(second_url, "0002")
+        assert rows(second_url) == found
 
     @pytest.mark.parametrize("revision", [revision for revision in REVISIONS if is_reversible(revision)], ids=name)
     def test_what_it_promises_is_true(self, empty_url: URL, revision: Script) -> None:

@@ -137,8 +137,7 @@ def test_the_schema_says_what_is_answered(url: URL) -> None:
     with server(*command, port=port, changes={"DATABASE_URL": spell(url)}):
         seed = [] if SEED == "random" else ["--seed", SEED]
         options = ["--checks", "all", "--max-examples", str(EXAMPLES), "--no-color", *seed]
-        result = run(
-            "schemathesis", "run", f"http://127.0.0.1:{port}/openapi.json", *options, changes={}, patience=3600
-        )
+        check = ("schemathesis", "--config-file", "tests/schemathesis.toml", "run")
+        result = run(*check, f"http://127.0.0.1:{port}/openapi.json", *options, changes={}, patience=3600)
     print(result.stdout)  # noqa: T201 - how many requests there were, for who asks with `pytest -s`
     assert result.returncode == 0, result.stdout

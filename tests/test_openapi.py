@@ -9,8 +9,8 @@ import httpx
 import pytest
 from sqlalchemy import URL, text
 
-from app.bodies import MAX_BYTES
 from app.database import create_engine
+from app.heroes.routes import MAX_BATCH_BYTES
 from app.main import create_app
 from app.settings import Settings
 from tests.conftest import migrate, running
@@ -24,13 +24,13 @@ def declared(schema: dict[str, Any]) -> Iterator[Answer]:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             for status, response in operation["responses"].items():
-                for content_type in response["content"]:
+                for content_type in response.get("content", [""]):
                     yield method.upper(), path, int(status), content_type
 
 
 async def chunks() -> AsyncIterator[bytes]:
     for _ in range(2):
-        yield b" " * MAX_BYTES
+        yield b" " * MAX_BATCH_BYTES
 
 
 async def ask(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> set[Answer]:
@@ -40,8 +40,9 @@ async def ask(client: httpx.AsyncClient, method: str, path: str, **options: Any)
         headers = {"Accept": accept, **options.pop("headers", JSON)}
         response = await client.request(method, path, headers=headers, **options)
         options["headers"] = {name: value for name, value in headers.items() if name != "Accept"}
-        template = re.sub(r"/heroes/[^/]+", "/heroes/{hero_id}", path.partition("?")[0])
-        answers.add((method, template, response.status_code, response.headers["Content-Type"].partition(";")[0]))
+        template = re.sub(r"/heroes/(?!batch|export)[^/]+", "/heroes/{hero_id}", path.partition("?")[0])
+        content_type = response.headers.get("Content-Type", "").partition(";")[0]
+        answers.add((method, template, response.status_code, content_type))
     return answers
 
 
@@ -49,15 +50,21 @@ async def ask_everything(client: httpx.AsyncClient) -> set[Answer]:
     """Ask each operation what it can be asked while the database is well."""
     answers = await ask(client, "GET", "/livez") | await ask(client, "GET", "/readyz")
     answers |= await ask(client, "POST", "/heroes/", json=HERO)
+    answers |= await ask(client, "POST", "/heroes/batch", json=[HERO])
+    answers |= await ask(client, "GET", "/heroes/export")
+    answers |= await ask(client, "GET", "/heroes/export?min_age=x")
+    answers |= await ask(client, "GET", "/heroes/1", headers={"If-None-Match": "*"})
+    for method in ("PATCH", "DELETE"):
+        answers |= await ask(client, method, "/heroes/1", json=HERO, headers=JSON | {"If-Match": '"99"'})
     for path in ("/heroes/1", "/heroes/99", "/heroes/x"):
         answers |= await ask(client, "GET", path)
         answers |= await ask(client, "PATCH", path, json=HERO)
     answers |= await ask(client, "GET", "/heroes/")
     answers |= await ask(client, "GET", "/heroes/?limit=x")
-    for method, path in (("POST", "/heroes/"), ("PATCH", "/heroes/1")):
+    for method, path in (("POST", "/heroes/"), ("PATCH", "/heroes/1"), ("POST", "/heroes/batch")):
         answers |= await ask(client, method, path, content=b"{")
         answers |= await ask(client, method, path, content=b"[]")
-        answers |= await ask(client, method, path, content=b" " * (MAX_BYTES + 1))
+        answers |= await ask(client, method, path, content=b" " * (MAX_BATCH_BYTES + 1))
         for accept in ("application/json", "application/problem+json"):
             headers = {"Accept": accept, **JSON}
             response = await client.request(method, path, content=chunks(), headers=headers)
@@ -71,8 +78,9 @@ async def ask_everything(client: httpx.AsyncClient) -> set[Answer]:
 async def ask_operations(client: httpx.AsyncClient) -> set[Answer]:
     """Ask each operation once."""
     answers = set()
-    for method, path in (("POST", "/heroes/"), ("GET", "/heroes/")):
+    for method, path in (("POST", "/heroes/"), ("GET", "/heroes/"), ("GET", "/heroes/export")):
         answers |= await ask(client, method, path, json=HERO)
+    answers |= await ask(client, "POST", "/heroes/batch", json=[HERO])
     for method in ("GET", "PATCH", "DELETE"):
         answers |= await ask(client, method, "/heroes/1", json=HERO)
     return answers
@@ -91,7 +99,7 @@ async def test_every_answer_is_declared_and_every_declared_answer_occurs(empty_u
         await engine.dispose()
         answers |= await ask_operations(client)
         asked = {path for _, path, _, _ in answers}
-        assert asked == {"/heroes/", "/heroes/{hero_id}", "/livez", "/readyz"}
+        assert asked == {"/heroes/", "/heroes/batch", "/heroes/export", "/heroes/{hero_id}", "/livez", "/readyz"}
         schema = (await client.get("/openapi.json")).json()
         assert answers == {answer for answer in declared(schema) if answer[1] in asked}
 
@@ -141,7 +149,10 @@ async def test_what_can_be_sent_is_described_with_its_limits_and_an_example(clie
             assert operation["description"]
             for parameter in operation.get("parameters", []):
                 assert parameter["description"]
-                assert {"maximum", "minimum"} <= parameter["schema"].keys()
+                (value, *_) = parameter["schema"].get("anyOf", [parameter["schema"]])
+                assert (parameter["schema"] | value).get("examples"), parameter["name"]
+                if value["type"] == "integer":
+                    assert {"maximum", "minimum"} <= value.keys()
 
 
 async def test_what_no_client_sends_is_not_in_what_it_can_send(client: httpx.AsyncClient) -> None:

@@ -13,22 +13,43 @@ from tests.processes import ROOT
 README = (ROOT / "README.md").read_text()
 
 
-def curl(command: str) -> httpx.Request:
-    """Read the few options of curl that the README uses."""
+def read_curl(command: str) -> argparse.Namespace:
+    """Read the few options of curl that the README uses, and what its output is piped through."""
     parser = argparse.ArgumentParser()
     parser.add_argument("-X", dest="method")
+    parser.add_argument("-H", dest="headers", action="append", default=[])
+    parser.add_argument("-i", dest="with_headers", action="store_true")
+    parser.add_argument("-I", dest="head", action="store_true")
+    parser.add_argument("-o", dest="file")
+    parser.add_argument("-w", dest="format")
     parser.add_argument("--json")
     parser.add_argument("url")
-    options = parser.parse_args(shlex.split(command)[1:])
-    method = options.method or ("GET" if options.json is None else "POST")
-    return httpx.Request(method, options.url, content=options.json, headers={"Content-Type": "application/json"})
+    curl, _, grep = command.partition(" | ")
+    options = parser.parse_args(shlex.split(curl)[1:])
+    options.pattern = shlex.split(grep)[-1] if grep else ""
+    return options
+
+
+async def printed(client: httpx.AsyncClient, command: str) -> str:
+    """What a command prints."""
+    options = read_curl(command)
+    method = "HEAD" if options.head else options.method or ("GET" if options.json is None else "POST")
+    headers = [tuple(header.split(": ", 1)) for header in [*options.headers, "Content-Type: application/json"]]
+    response = await client.request(method, options.url, content=options.json, headers=headers)
+    if options.format:
+        assert options.format == "%{http_code}"
+        return f"{response.status_code}\n"
+    lines = response.text.splitlines()
+    if options.with_headers or options.head:
+        lines = [f"{name}: {value}" for name, value in response.headers.items()] + lines
+    return "".join(f"{line}\n" for line in lines if re.search(options.pattern, line, re.IGNORECASE))
 
 
 async def test_the_session_gives_the_answers_that_are_printed(client: httpx.AsyncClient) -> None:
-    session = re.findall(r"^\$ (curl .*)\n(.*)$", README, re.MULTILINE)
+    session = re.findall(r"^\$ (curl .*)\n((?:(?!\$|```).*\n)+)", README, re.MULTILINE)
     assert len(session) == README.count("$ curl ")
     for command, answer in session:
-        assert (await client.send(curl(command))).text == answer
+        assert await printed(client, command) == answer
 
 
 def paths_on_the_map() -> Iterator[str]:

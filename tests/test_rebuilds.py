@@ -698,7 +698,7 @@ class TestBackup:
             backup.unlink()
         with opened(first) as connection:
             connection.execute("CREATE TABLE side (id INTEGER PRIMARY KEY)")
-            connection.execute("DROP INDEX ix_hero_age")
+            connection.executescript("DROP INDEX ix_hero_age_id; DROP INDEX ix_hero_name_age_id")
         found = dump(first)
         upgrade(first, ini=revise(first.parent, f"op.execute({destroying!r})"))
         (backup,) = backups(first)

@@ -2,6 +2,7 @@
 
 import asyncio
 import shutil
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -19,6 +20,7 @@ from app.refusals import describe, status_of
 from app.sessions import SessionDep, transaction
 from app.settings import Settings
 from tests.conftest import execute, migrate, running
+from tests.processes import PATIENCE
 
 TABLES = [
     "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
@@ -118,6 +120,10 @@ async def test_a_folder_that_is_gone_is_a_matter_of_time(tmp_path: Path) -> None
     async with running(create_app(Settings(database_url=url))) as client:
         shutil.rmtree(tmp_path / "data")
         assert (await client.get("/heroes/")).status_code == 503
+    # The driver's thread tells the loop that it has given the connection up, so the loop must last as long.
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, PATIENCE)
 
 
 @pytest.mark.parametrize(

@@ -25,7 +25,7 @@ from app.database import create_engine
 from app.urls import parse_url
 from tests.conftest import Databases
 from tests.conftest import alembic_config as config_for
-from tests.migrating import SCRIPT, describe, on
+from tests.migrating import HEAD, SCRIPT, describe, on
 from tests.processes import ROOT, run
 
 # pytest-alembic's own tests, on both databases.
@@ -38,7 +38,7 @@ __all__ = [
 
 EXAMPLE_INI = ROOT / "docs/rename/alembic.ini"
 EXAMPLE = ScriptDirectory.from_config(Config(EXAMPLE_INI))
-REVISIONS = [*SCRIPT.walk_revisions(), *EXAMPLE.iterate_revisions("rename_7", "0002")]
+REVISIONS = [*SCRIPT.walk_revisions(), *EXAMPLE.iterate_revisions("rename_7", HEAD)]
 LATER = [revision for revision in REVISIONS if revision.down_revision]  # the first is the tutorial's
 # What every revision may do here, and why.
 ALLOWED = {
@@ -184,8 +184,13 @@ def test_the_printed_sql_applied_by_psql_makes_the_same_schema(postgres_database
     postgres_databases.drop(by_alembic)
 
 
+def test_the_example_begins_where_the_revisions_end() -> None:
+    """With a new revision, the first one in docs/rename follows that."""
+    assert EXAMPLE.get_revision("rename_1").down_revision == HEAD
+
+
 def test_the_example_in_the_documentation_is_the_one_that_is_tested() -> None:
     documentation = (ROOT / "docs/migrations.md").read_text()
-    for revision in EXAMPLE.iterate_revisions("rename_7", "0002"):
+    for revision in EXAMPLE.iterate_revisions("rename_7", HEAD):
         assert f"rename/{Path(revision.path).name}" in documentation
         assert revision.doc.rstrip(".") in documentation

@@ -35,6 +35,7 @@ def assert_it_serves(client: httpx.Client) -> None:
     ],
     ids=" ".join,
 )
+@pytest.mark.slow
 def test_a_command_serves(url: URL, arguments: tuple[str, ...]) -> None:
     port = free_port()
     with server(*arguments, "--port", str(port), port=port, changes={"DATABASE_URL": spell(url)}) as client:

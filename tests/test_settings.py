@@ -47,4 +47,5 @@ def test_without_any_setting_the_database_is_a_file_in_the_working_directory(
 def test_the_readme_lists_every_setting_with_its_default_and_its_reason() -> None:
     readme = (ROOT / "README.md").read_text()
     for name, field in Settings.model_fields.items():
-        assert f"| `{name.upper()}` | `{field.default}` | {field.description} |" in readme
+        default = f"`{field.default}`" if field.default else "none"
+        assert f"| `{name.upper()}` | {default} | {field.description} |" in readme

@@ -4,9 +4,10 @@ from typing import Annotated, Literal
 
 from pydantic import MISSING
 from pydantic import Field as Value
+from sqlalchemy import BigInteger, Index
 from sqlmodel import Field, SQLModel
 
-from app.database import BigId
+from app.database import BigId, CodePoints
 from app.inputs import INT32, JSON_INTEGER, Text
 
 # Limits hold for what comes in. Rows that an older schema let in stay readable, so HeroPublic has none of these.
@@ -18,17 +19,24 @@ SecretName = Annotated[Text, Value(description="It is stored, and never shown.",
 class HeroBase(SQLModel):
     """What everybody may know of a hero."""
 
-    name: str = Field(index=True, description="What everybody calls the hero.")
-    age: int | None = Field(default=None, index=True, description="In years, if it is known.")
+    name: str = Field(description="What everybody calls the hero.")
+    age: int | None = Field(default=None, description="In years, if it is known.")
 
 
 class Hero(HeroBase, table=True):
     """A row of the table `hero`."""
 
-    __table_args__ = {"sqlite_autoincrement": True}  # without it, SQLite gives the id of a deleted hero to the next one
+    __table_args__ = (
+        Index("ix_hero_age_id", "age", "id"),
+        Index("ix_hero_name_id", "name", "id", postgresql_include=["age"]),
+        Index("ix_hero_name_age_id", "name", "age", "id"),
+        {"sqlite_autoincrement": True},  # without it, SQLite gives the id of a deleted hero to the next one
+    )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigId)
+    name: str = Field(sa_type=CodePoints)
     secret_name: str
+    version: int = Field(default=1, sa_type=BigInteger, sa_column_kwargs={"server_default": "1"})
 
 
 class HeroPublic(HeroBase):

@@ -5,7 +5,7 @@ Why: `secret_name` is to be called `alias`. The release that comes with this rev
 Locks: ACCESS EXCLUSIVE, for a moment: the column is empty, so no row is touched.
 
 Revision ID: rename_1
-Revises: 0002
+Revises: 0006
 Create Date: 2026-11-22 18:00:01+00:00
 """
 
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "rename_1"
-down_revision = "0002"
+down_revision = "0006"
 branch_labels = None
 depends_on = None
 reversible = False  # downgrade() drops the aliases

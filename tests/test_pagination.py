@@ -1,0 +1,292 @@
+"""Lists: their order, their filters, and pages that neither skip nor repeat a row while others write."""
+
+import asyncio
+import base64
+import json
+import random
+from collections.abc import Iterator
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import httpx
+import pytest
+from fastapi import FastAPI
+from sqlalchemy import URL, text
+
+from app.database import create_engine
+
+SORTS = ("id", "-id", "name", "-name", "age", "-age")
+FILTERS = (
+    "",
+    "name=twin",
+    "min_age=2",
+    "max_age=5",
+    "min_age=2&max_age=5",
+    "name=twin&min_age=2",
+    "name=twin&max_age=3",
+)
+Hero = dict[str, Any]
+
+
+def expected(heroes: list[Hero], sort: str, query: str) -> list[int]:
+    """The ids of a list, by the rules and without a database."""
+    wanted = {name: values[0] for name, values in parse_qs(query).items()}
+    found = [
+        hero
+        for hero in heroes
+        if wanted.get("name", hero["name"]) == hero["name"]
+        and ("min_age" not in wanted or (hero["age"] is not None and hero["age"] >= int(wanted["min_age"])))
+        and ("max_age" not in wanted or (hero["age"] is not None and hero["age"] <= int(wanted["max_age"])))
+    ]
+    field, descending = sort.removeprefix("-"), sort.startswith("-")
+    present = [hero for hero in found if hero[field] is not None]
+    missing = [hero for hero in found if hero[field] is None]
+    present.sort(key=lambda hero: (hero[field], hero["id"]), reverse=descending)
+    missing.sort(key=lambda hero: hero["id"], reverse=descending)
+    return [hero["id"] for hero in present + missing]
+
+
+def next_page(response: httpx.Response) -> str | None:
+    """The path of the next page, if there is one."""
+    link = response.headers.get("Link")
+    if link is None:
+        return None
+    path, relation = link.split("; ")
+    assert relation == 'rel="next"'
+    return str(path[1:-1])
+
+
+async def walk(client: httpx.AsyncClient, path: str) -> list[Hero]:
+    """Read a list, page by page."""
+    heroes: list[Hero] = []
+    page: str | None = path
+    while page:
+        response = await client.get(page)
+        assert response.status_code == 200, response.text
+        heroes += response.json()
+        page = next_page(response)
+    return heroes
+
+
+async def create(client: httpx.AsyncClient, heroes: list[Hero]) -> list[Hero]:
+    created: list[Hero] = []
+    for first in range(0, len(heroes), 1000):
+        response = await client.post("/heroes/batch", json=heroes[first : first + 1000])
+        assert response.status_code == 200, response.text
+        created += response.json()
+    return created
+
+
+def some_heroes(number: int) -> Iterator[Hero]:
+    """Heroes with ties in every field, and with ages that are missing."""
+    names = ["twin", "Twin", "twín", "twi", "z", "\N{SUPERHERO}", "~"]
+    for count in range(number):
+        age = None if count % 4 == 0 else count * 7 % 9
+        yield {"name": names[count * 5 % len(names)], "age": age, "secret_name": "x"}
+
+
+class TestOrder:
+    @pytest.fixture
+    async def heroes(self, client: httpx.AsyncClient) -> list[Hero]:
+        return await create(client, list(some_heroes(150)))
+
+    @pytest.mark.parametrize("query", FILTERS)
+    async def test_every_order_with_every_filter_in_pages_of_any_length(
+        self, client: httpx.AsyncClient, heroes: list[Hero], query: str
+    ) -> None:
+        for sort in SORTS:
+            wanted = expected(heroes, sort, query)
+            for limit in (1, 7, 100):
+                if limit == 1 and len(wanted) > 50:
+                    continue
+                found = await walk(client, f"/heroes/?sort={sort}&limit={limit}&{query}")
+                assert [hero["id"] for hero in found] == wanted, (sort, limit)
+
+    async def test_an_offset_leads_into_the_same_order_and_on_by_a_cursor(
+        self, client: httpx.AsyncClient, heroes: list[Hero]
+    ) -> None:
+        for sort in SORTS:
+            wanted = expected(heroes, sort, "")
+            found = await walk(client, f"/heroes/?sort={sort}&offset=33&limit=20")
+            assert [hero["id"] for hero in found] == wanted[33:]
+
+    async def test_names_are_in_the_order_of_their_code_points(
+        self, client: httpx.AsyncClient, heroes: list[Hero]
+    ) -> None:
+        names = [hero["name"] for hero in await walk(client, "/heroes/?sort=name")]
+        assert names == sorted(hero["name"] for hero in heroes)
+
+    async def test_the_count_is_of_the_whole_list_and_comes_when_asked_for(
+        self, client: httpx.AsyncClient, heroes: list[Hero]
+    ) -> None:
+        for query in FILTERS:
+            response = await client.get(f"/heroes/?limit=3&count=exact&{query}")
+            assert response.headers["X-Total-Count"] == str(len(expected(heroes, "id", query)))
+            again = next_page(response)
+            assert again is None or "count=exact" in again
+        assert "X-Total-Count" not in (await client.get("/heroes/")).headers
+
+
+async def test_the_collation_of_names_does_not_depend_on_the_database(postgres_url: URL) -> None:
+    engine = create_engine(postgres_url, {})
+    async with engine.connect() as connection:
+        collation = await connection.scalar(
+            text(
+                "SELECT collname FROM pg_attribute JOIN pg_collation c ON c.oid = attcollation"
+                " WHERE attrelid = 'hero'::regclass AND attname = 'name'"
+            )
+        )
+    await engine.dispose()
+    assert collation == "C"
+
+
+class TestLink:
+    async def test_there_is_one_while_there_is_more(self, client: httpx.AsyncClient) -> None:
+        await create(client, list(some_heroes(3)))
+        assert next_page(await client.get("/heroes/?limit=2"))
+        assert next_page(await client.get("/heroes/?limit=3")) is None
+        assert next_page(await client.get("/heroes/?limit=0")) is None
+        assert next_page(await client.get("/heroes/?limit=2&offset=1")) is None
+        assert next_page(await client.get(f"/heroes/?offset={2**63 - 1}")) is None
+
+    @pytest.mark.parametrize("path", ["/heroes", "/heroes/"])
+    async def test_it_has_the_spelling_of_the_client_and_not_its_host(
+        self, client: httpx.AsyncClient, path: str
+    ) -> None:
+        await create(client, list(some_heroes(3)))
+        response = await client.get(f"{path}?limit=1&sort=-age&name=twin&x=y", headers={"Host": "evil.test"})
+        await create(client, [{"name": "twin", "secret_name": "x"}])
+        response = await client.get(f"{path}?limit=1&sort=-age&name=twin", headers={"Host": "evil.test"})
+        link = urlsplit(next_page(response) or "")
+        assert (link.scheme, link.netloc, link.path) == ("", "", path)
+        assert {name: values for name, values in parse_qs(link.query).items() if name != "cursor"} == {
+            "limit": ["1"],
+            "sort": ["-age"],
+            "name": ["twin"],
+        }
+
+    async def test_it_has_the_path_that_a_proxy_takes_away(self, app: FastAPI) -> None:
+        transport = httpx.ASGITransport(app, root_path="/api")
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://heroes.test") as client,
+        ):
+            await create(client, list(some_heroes(2)))
+            link = next_page(await client.get("/heroes/?limit=1"))
+            assert link
+            assert link.startswith("/api/heroes/?")
+            created = await client.post("/heroes/", json={"name": "x", "secret_name": "x"})
+            assert created.headers["Location"] == "/api/heroes/3"
+
+
+def seal(*parts: Any) -> str:
+    return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
+
+
+class TestCursor:
+    async def cursor(self, client: httpx.AsyncClient, query: str) -> str:
+        link = next_page(await client.get(f"/heroes/?limit=1&{query}"))
+        assert link
+        return parse_qs(urlsplit(link).query)["cursor"][0]
+
+    @pytest.mark.parametrize("other", ["sort=-age", "sort=age&name=twin", "sort=age&min_age=1", "", "sort=name"])
+    async def test_one_of_another_list_is_refused(self, client: httpx.AsyncClient, other: str) -> None:
+        await create(client, list(some_heroes(5)))
+        cursor = await self.cursor(client, "sort=age")
+        assert (await client.get(f"/heroes/?sort=age&cursor={cursor}")).status_code == 200
+        response = await client.get(f"/heroes/?cursor={cursor}&{other}")
+        assert response.status_code == 422
+        assert response.json() == {
+            "detail": [{"type": "cursor", "loc": ["query"], "msg": "The cursor is not one of this list"}]
+        }
+
+    async def test_garbage_is_refused(self, client: httpx.AsyncClient) -> None:
+        await create(client, list(some_heroes(5)))
+        cursor = await self.cursor(client, "sort=age")
+        owner, _, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
+        for garbage in (
+            "",
+            "x",
+            "=",
+            "\N{SUPERHERO}",
+            "%00",
+            "AAAA",
+            cursor[:-3],
+            cursor + "x",
+            seal(),
+            seal(owner),
+            seal(owner, 1, 2, 3),
+            seal(owner, "1", 2),
+            seal(owner, *[True], 2),
+            seal(owner, 1.5, 2),
+            seal(owner, 2**63, 2),
+            seal(owner, 1, 2**63),
+            seal(owner, 1, None),
+            seal(owner, [1], 2),
+            seal([owner], 1, 2),
+            seal({}, 1, 2),
+            base64.urlsafe_b64encode(b"[" * 20_000).decode(),
+            base64.urlsafe_b64encode(b"[1, 1, " + b"9" * 5000 + b"]").decode(),
+        ):
+            response = await client.get("/heroes/", params={"sort": "age", "cursor": garbage})
+            assert response.status_code == 422, garbage[:50]
+        name = await self.cursor(client, "sort=name")
+        owner = json.loads(base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)))[0]
+        for value in (None, 1, "\0", "\ud800"):
+            response = await client.get("/heroes/", params={"sort": "name", "cursor": seal(owner, value, number)})
+            assert response.status_code == 422, value
+
+    async def test_it_excludes_an_offset(self, client: httpx.AsyncClient) -> None:
+        await create(client, list(some_heroes(5)))
+        cursor = await self.cursor(client, "")
+        response = await client.get(f"/heroes/?cursor={cursor}&offset=0")
+        assert response.status_code == 422
+        assert response.json()["detail"][0]["type"] == "cursor_and_offset"
+
+    async def test_it_survives_the_row_that_it_was_made_of(self, client: httpx.AsyncClient) -> None:
+        created = await create(client, list(some_heroes(5)))
+        first = (await client.get("/heroes/?limit=2")).json()
+        link = next_page(await client.get("/heroes/?limit=2"))
+        assert link
+        for hero in first:
+            await client.delete(f"/heroes/{hero['id']}")
+        assert [hero["id"] for hero in await walk(client, link)] == [hero["id"] for hero in created[2:]]
+
+
+class Writer:
+    """Inserts, changes and deletes heroes, but leaves those with an odd id as they are."""
+
+    def __init__(self, client: httpx.AsyncClient, ids: list[int]) -> None:
+        self.client, self.mine = client, [number for number in ids if number % 2 == 0]
+        self.done = asyncio.Event()
+        self.writes = 0
+
+    async def write(self) -> None:
+        chance = random.Random(1)  # noqa: S311 - the same each time
+        while not self.done.is_set():
+            number = chance.choice(self.mine)
+            age = chance.choice([None, *range(9)])
+            await self.client.patch(f"/heroes/{number}", json={"age": age, "name": chance.choice(["a", "twin", "z"])})
+            await self.client.patch(f"/heroes/{number + 1}", json={"secret_name": "changed"})
+            await self.client.post("/heroes/", json={"name": "twin", "age": age, "secret_name": "x"})
+            if len(self.mine) > 10:
+                await self.client.delete(f"/heroes/{self.mine.pop(chance.randrange(len(self.mine)))}")
+            self.writes += 4
+
+
+@pytest.mark.parametrize(
+    "sort", [sort if sort in {"age", "-name"} else pytest.param(sort, marks=pytest.mark.slow) for sort in SORTS]
+)
+async def test_a_walk_over_ten_thousand_sees_each_row_that_stays_once_and_in_order(
+    client: httpx.AsyncClient, sort: str
+) -> None:
+    created = await create(client, list(some_heroes(10_000)))
+    staying = {hero["id"] for hero in created if hero["id"] % 2}
+    writer = Writer(client, [hero["id"] for hero in created])
+    writing = asyncio.create_task(writer.write())
+    found = await walk(client, f"/heroes/?sort={sort}")
+    writer.done.set()
+    await writing
+    assert writer.writes > 40
+    seen = [hero["id"] for hero in found if hero["id"] in staying]
+    assert seen == expected([hero for hero in created if hero["id"] in staying], sort, "")
