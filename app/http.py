@@ -107,7 +107,7 @@ class JSONLinesResponse(StreamingResponse):
         response, so that nobody takes a part for the whole.
         """
         if request.scope["state"]["bodiless"]:
-            return cls(iter([""]))
+            return cls(iter([""]))  # one that is not the last, so that the headers are those of a stream
         first = await anext(chunks)
 
         async def all_chunks() -> AsyncIterator[str]:
@@ -130,17 +130,15 @@ class AnswerHead:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass everything else through, and leave in the request's state whether the body is wanted."""
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        bodiless = scope.setdefault("state", {})["bodiless"] = scope["method"] == "HEAD"
-        if not bodiless:
+        if scope["type"] == "http":
+            scope.setdefault("state", {})["bodiless"] = scope["method"] == "HEAD"
+        if scope.get("method") != "HEAD":
             await self.app(scope, receive, send)
             return
 
         async def send_without_body(message: Message) -> None:
             if message["type"] == "http.response.body":
-                message = {"type": "http.response.body", "body": b"", "more_body": message.get("more_body", False)}
+                message = {**message, "body": b""}
             await send(message)
 
         await self.app({**scope, "method": "GET"}, receive, send_without_body)

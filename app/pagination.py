@@ -31,7 +31,7 @@ CHUNK = 1000  # rows
 STORABLE = re.compile(r"[^\x00\ud800-\udfff]*")
 
 Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT, description="How many rows to list at most.", examples=[10]), DIGITS]
-Offset = Annotated[int, Field(ge=0, le=INT64, description="Rows to skip: take cursors.", examples=[0]), DIGITS]
+Offset = Annotated[int, Field(ge=0, le=INT64, description="How many rows to skip.", examples=[0]), DIGITS]
 Cursor = Annotated[
     str | None,
     Field(description="Where the page begins, out of a `Link` that a page came with.", examples=["WyJhNDRiIiw0OCwxXQ"]),

@@ -154,9 +154,8 @@ class TestLink:
         self, client: httpx.AsyncClient, path: str
     ) -> None:
         await create(client, list(some_heroes(3)))
-        response = await client.get(f"{path}?limit=1&sort=-age&name=twin&x=y", headers={"Host": "evil.test"})
         await create(client, [{"name": "twin", "secret_name": "x"}])
-        response = await client.get(f"{path}?limit=1&sort=-age&name=twin", headers={"Host": "evil.test"})
+        response = await client.get(f"{path}?limit=1&sort=-age&name=twin&x=y", headers={"Host": "evil.test"})
         link = urlsplit(next_page(response) or "")
         assert (link.scheme, link.netloc, link.path) == ("", "", path)
         assert {name: values for name, values in parse_qs(link.query).items() if name != "cursor"} == {
