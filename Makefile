@@ -1,17 +1,17 @@
-# What a developer does with the project. `make` alone lists it.
+# The commands of a developer. `make` lists them.
 
 PYTHON ?= python3
 PORT ?= 8000
 BIN := .venv/bin
 
-# The launch configuration; the Dockerfile has the same, and a test holds the two together.
-# A connection is kept longer than a load balancer keeps it (60 s), so that it is never closed under a request.
+# The launch configuration. The Dockerfile has the same; a test compares them.
+# Keep-alive is longer than that of a load balancer (60 s), so that the server never closes a connection first.
 UVICORN := uvicorn app.main:app --timeout-keep-alive 75 --timeout-graceful-shutdown 20
 
-# The system's own, or else one that is unpacked here: to install the package would start a server.
+# The installed nginx, or one that is unpacked here: installing the package would start a server.
 NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/nginx)
 
-# A process for each processor, each with its own Postgres; more than four would ask much of the machine's memory.
+# One process per CPU, each with its own Postgres; at most four, to limit memory.
 PARALLEL := --numprocesses logical --maxprocesses 4
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
@@ -21,7 +21,7 @@ LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
 
-install: .venv/installed ## Make .venv with everything that is locked
+install: .venv/installed ## Create .venv with the locked dependencies
 
 .venv/installed: requirements-dev.lock
 .venv-bench/installed: bench/requirements.lock
@@ -31,37 +31,37 @@ install: .venv/installed ## Make .venv with everything that is locked
 	$(@D)/bin/pip install --quiet --disable-pip-version-check --require-hashes --requirement $<
 	@touch $@
 
-run: install ## Migrate the database and serve on PORT (8000); DATABASE_URL names another than database.db
+run: install ## Migrate the database (DATABASE_URL, default database.db) and serve it on PORT (default 8000)
 	$(BIN)/alembic upgrade head
 	exec $(BIN)/$(UVICORN) --port $(PORT)
 
-status: install ## Show which revision the database has, what an upgrade would do, and what that locks
+status: install ## Show the current revision, the pending ones, and what they lock
 	@$(BIN)/python -m migrations.status
 
-test: install ## Test on SQLite and on a Postgres that the tests start
+test: install ## Run the tests, on SQLite and on a Postgres that they start
 	$(BIN)/pytest $(PARALLEL)
 
-test-slow: install ## Run the tests that `make test` leaves out
+test-slow: install ## Run the slow tests
 	$(BIN)/pytest -m slow $(PARALLEL)
 
-test-proxy: install $(NGINX) ## Test behind nginx, set up as docs/nginx.conf has it
+test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf
 	$(BIN)/pytest -m proxy
 
 .nginx/usr/sbin/nginx:
 	@mkdir -p .nginx && cd .nginx && \
 	{ apt-get -qq download nginx || { apt-get -qq update && apt-get -qq download nginx; }; } && \
 	dpkg -x nginx_*.deb . && usr/sbin/nginx -v || \
-	{ rm -rf ../.nginx; echo "nginx is needed, and can't be got here: install it (Debian: apt-get install nginx)." >&2; exit 1; }
+	{ rm -rf ../.nginx; echo "nginx could not be downloaded: install it (Debian: apt-get install nginx)." >&2; exit 1; }
 
-fuzz: install ## Send more than 20,000 requests that nobody has thought of to each database, others each time
+fuzz: install ## Send more than 20,000 generated requests to each database, with a random seed
 	FUZZ_EXAMPLES=1000 FUZZ_SEED=random $(BIN)/pytest -s tests/test_fuzz.py
 
-clients: install ## Generate clients in Python and TypeScript, check their types and let them talk; this needs Node
+clients: install ## Generate clients in Python and TypeScript, check their types and run them; needs Node
 	$(BIN)/pytest -m node
 
-bench: .venv-bench/installed ## Measure the service beside others that do the same, with wrk; this takes half an hour
+bench: .venv-bench/installed ## Compare the service with other implementations, and with its REVISION if set (30 min)
 	@command -v wrk > /dev/null || { echo "wrk is needed (Debian: apt-get install wrk)." >&2; exit 1; }
-	.venv-bench/bin/python -m bench.compare
+	.venv-bench/bin/python -m bench.compare $(if $(REVISION),--revision "$(REVISION)")
 
 lint: install ## Check style
 	$(BIN)/ruff check
@@ -70,20 +70,20 @@ lint: install ## Check style
 types: install ## Check types
 	$(BIN)/mypy
 
-drift: install ## Check that models and migrations agree, on a new database
+drift: install ## Compare the models with the migrations, on a new database
 	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && export DATABASE_URL="sqlite:///$$folder/drift.db" && \
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check
 
-format: install ## Put the code in its form
+format: install ## Fix and format the code
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
 
-lock: install ## Lock the newest versions of all dependencies
+lock: install ## Lock the newest versions of the dependencies; needs Node
 	$(LOCK) --output-file requirements.lock pyproject.toml
 	$(LOCK) --output-file requirements-dev.lock --constraints requirements.lock --group dev pyproject.toml
 	$(LOCK) --output-file tests/clients/requirements.lock --group clients
 	$(LOCK) --output-file bench/requirements.lock --constraints requirements.lock --group bench pyproject.toml
-	cd tests/clients && npm update --package-lock-only --no-audit --no-fund  # this one needs Node
+	cd tests/clients && npm update --package-lock-only --no-audit --no-fund
 
-clean: ## Remove what the other targets made
+clean: ## Remove what the other targets created
 	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx database.db database.db-shm database.db-wal database.db.*.bak

@@ -1,1 +1,1 @@
-"""What the project's figures are measured with."""
+"""Benchmarks of the service."""

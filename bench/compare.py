@@ -1,111 +1,131 @@
-"""What a request costs, here and in other ways to write the same service.
+"""Compares the service with other implementations of the same API, and with its own older revisions.
 
     .venv-bench/bin/python -m bench.compare --help
 
-Each contender is one process of uvicorn with the same options, on the same database, under the same load. Rounds are
-interleaved: everybody's first, then everybody's second. What is compared is the server's processor time per request,
-since throughput also depends on the load generator and the database, which want the same cores.
+Each contender is one uvicorn process with the same options, on the same database, under the same load. What is compared
+is the server's CPU time per request: throughput also depends on the load generator and the database, which share its
+cores.
+
+The machine's speed drifts, so contenders are compared in pairs that are close in time. All servers are up at once, but
+only one has load. A load is measured on one after the other, and then again in the opposite order: two rounds. Ratios
+are taken within a round, and their median counts. Then servers restart, since two processes of the same program differ
+by a few percent in memory layout and hash seed. To resolve a small difference, use many short rounds: `--rounds 20
+--seconds 1`. For less noise still, without sockets, see `bench.inprocess`.
 """
 
 import argparse
+import itertools
 import json
 import os
 import platform
 import sys
-import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 
-from bench import drawing, tables, targets
+from bench import charts, tables, targets
 from bench.contract import check
-from bench.databases import DATABASES, Database
-from bench.load import OPERATIONS, allow_connections, drive
+from bench.databases import DATABASES, databases_for, temporary_folder
+from bench.load import OPERATIONS, raise_file_limit, run_wrk
 from bench.results import Cell, Measurement, Results
-from bench.servers import APPS, POSTGRES_ALONE, Server
+from bench.revisions import check_out, resolve
+from bench.servers import CONTENDERS, POSTGRES_ONLY, Contender, Server
 
+ROUNDS_PER_START = 2
 WARM_UP = 1  # second
-PACE = 200  # answers per second that a crowd should have time for, so that most of it is answered more than once
+MIN_RATE = 200  # requests per second: a load is long enough for most connections to get several responses at this rate
 
 
 def main() -> None:
-    """Measure, print the tables and the targets, and save what was measured."""
+    """Measure, print the tables and the targets, and save the results."""
     options = parse_options()
-    allow_connections()
+    revision = options.revision and resolve(options.revision)
+    raise_file_limit()
     versions: dict[str, str] = {}
     measurements: list[Measurement] = []
-    for name in options.databases:
-        with (
-            tempfile.TemporaryDirectory(prefix="bench-", ignore_cleanup_errors=True) as folder,
-            DATABASES[name](Path(folder)) as database,
-        ):
-            versions[name] = database.version
-            for measurement in measure_all(name, database, Path(folder), options):
-                print(tables.progress(measurement), file=sys.stderr)
-                measurements.append(measurement)
+    with temporary_folder() as folder:
+        contenders = [CONTENDERS[name] for name in options.contenders]
+        if revision:
+            contenders.insert(1, Contender(revision, root=check_out(revision, folder)))
+        for name in options.databases:
+            supported = [one for one in contenders if name == "postgres" or one.name not in POSTGRES_ONLY]
+            with databases_for([one.name for one in supported], name, folder) as databases:
+                servers = [Server(one, databases[one.name], folder) for one in supported]
+                versions[name] = servers[0].database.version
+                for measurement in measure_all(name, servers, options):
+                    print(tables.progress(measurement), file=sys.stderr)
+                    measurements.append(measurement)
     results = Results(measurements)
     print(tables.render(results))
-    print(targets.render(results))
+    print(targets.render(results, revision))
     options.results.mkdir(parents=True, exist_ok=True)
     document = {
         "date": datetime.now(UTC).date().isoformat(),
         "cpus": os.cpu_count(),
         "python": platform.python_version(),
         "databases": versions,
+        "revision": revision,
         "seconds": options.seconds,
         "measurements": [asdict(measurement) for measurement in measurements],
     }
     (options.results / "compare.json").write_text(json.dumps(document, indent=1) + "\n")
-    drawing.draw_costs(results, options.results / "compare.svg")
+    charts.plot_cpu(results, options.results / "compare.svg")
 
 
 def parse_options() -> argparse.Namespace:
-    """Understand the command line. Without any options everything is measured."""
-    parser = argparse.ArgumentParser(description="Measure what a request costs, here and elsewhere.")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--seconds", type=int, default=2, help="of each measurement; crowds get more")
+    """Parse the command line. Without options everything is measured."""
+    parser = argparse.ArgumentParser(description="Compare the CPU per request of implementations of the heroes API.")
+    parser.add_argument("--revision", help="a commit of this repository as one more contender")
+    parser.add_argument("--rounds", type=int, default=4, help="measurements of each cell (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=2, help="per measurement; more for many connections")
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
-    parser.add_argument("--contenders", nargs="+", choices=APPS, default=list(APPS))
+    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--connections", nargs="+", type=int, default=[32, 64, 1000])
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"), help="folder to save them")
     return parser.parse_args()
 
 
-def measure_all(name: str, database: Database, folder: Path, options: argparse.Namespace) -> Iterator[Measurement]:
-    """Measure every contender that knows the database, round after round."""
-    contenders = [one for one in options.contenders if name == "postgres" or one not in POSTGRES_ALONE]
-    for number in range(1, options.rounds + 1):
-        for contender in contenders:
-            database.renew()
-            database.reset()
-            with Server(contender, database, folder) as server:
+def measure_all(name: str, servers: Sequence[Server], options: argparse.Namespace) -> Iterator[Measurement]:
+    """Measure all rounds, and restart the servers between them."""
+    for first in range(1, options.rounds + 1, ROUNDS_PER_START):
+        rounds = range(first, min(first + ROUNDS_PER_START, options.rounds + 1))
+        with ExitStack() as stack:
+            for server in servers:
+                stack.enter_context(server)
+                server.database.reset()
                 check(server)
-                for operation in options.operations:
-                    for connections in options.connections if number == 1 else few(options.connections):
-                        cell = Cell(name, contender, operation, connections)
-                        seconds = max(options.seconds, connections // PACE)
-                        yield measure(cell, number, server, database, seconds)
+            for operation, connections in itertools.product(options.operations, options.connections):
+                cells = {Cell(name, server.contender.name, operation, connections): server for server in servers}
+                if connections <= MIN_RATE:
+                    yield from measure_load(cells, rounds, options.seconds)
+                elif first == 1:  # these take long, so they are measured once
+                    yield from measure_load(cells, rounds[:1], max(options.seconds, connections // MIN_RATE))
 
 
-def few(connections: Sequence[int]) -> list[int]:
-    """Leave out the crowds: they take long, and are measured once."""
-    return [number for number in connections if number <= PACE]
+def measure_load(cells: Mapping[Cell, Server], rounds: Sequence[int], seconds: int) -> Iterator[Measurement]:
+    """Warm up the servers under one load, and then measure them in turns."""
+    for database in {server.database for server in cells.values()}:
+        database.reset()
+    for cell, server in cells.items():
+        run_wrk(server.port, cell.operation, connections=cell.connections, seconds=WARM_UP)
+        server.wait_until_idle()
+    for number in rounds:
+        for cell, server in list(cells.items())[:: 1 if number % 2 else -1]:
+            yield measure(cell, number, server, seconds)
 
 
-def measure(cell: Cell, number: int, server: Server, database: Database, seconds: int) -> Measurement:
-    """Measure one cell, and leave a server behind that answers."""
-    database.reset()
-    drive(server.port, cell.operation, connections=cell.connections, seconds=WARM_UP)
-    server.settle()
-    if server.answers():
+def measure(cell: Cell, number: int, server: Server, seconds: int) -> Measurement:
+    """Measure one cell, and restart the server if it stops responding."""
+    if server.responds():
         before = server.cpu()
-        load = drive(server.port, cell.operation, connections=cell.connections, seconds=seconds)
-        server.settle()
-        # When wrk ends, each connection has a request under way. The server works these off too, so they count.
+        load = run_wrk(server.port, cell.operation, connections=cell.connections, seconds=seconds)
+        server.wait_until_idle()
+        # When wrk ends, each connection has a request in flight. The server completes these too, so they count.
         cpu = (server.cpu() - before) / (load.requests + cell.connections)
-        if load.requests and server.answers():
+        if load.requests and server.responds():
             return Measurement(cell, number, load, cpu)
     server.stop()
     server.start()

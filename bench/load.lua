@@ -1,7 +1,7 @@
--- Sends one operation, or all in turn, to heroes all over the table. The order jumps about, and is the same each time.
+-- Sends one or several operations in turn, to heroes all over the table, in a scattered order that is always the same.
 
 local HEROES = 10000
-local STRIDE = 7919  -- has no divisor in common with HEROES, so that every hero has its turn
+local STRIDE = 7919  -- coprime to HEROES, so that every hero is reached
 
 local BATCH = 1000
 
@@ -13,7 +13,7 @@ local operations = {
   get = function(id) return wrk.format("GET", "/heroes/" .. id) end,
   list = function() return wrk.format("GET", "/heroes/?limit=100") end,
   post = function(id) return wrk.format("POST", "/heroes/", nil, hero(id)) end,
-  batch = function(id)  -- the heroes of as many turns, in one request of that many turns
+  batch = function(id)  -- one request per BATCH ids, so that beside the others it adds as many heroes as they do
     if id % BATCH ~= 0 then return nil end
     local heroes = {}
     for i = 1, BATCH do
@@ -27,7 +27,7 @@ local operations = {
 }
 
 local requests = {}
-local turn = 0
+local position = 0
 
 function init(arguments)
   wrk.headers["Content-Type"] = "application/json"
@@ -40,8 +40,8 @@ function init(arguments)
 end
 
 function request()
-  turn = turn % #requests + 1
-  return requests[turn]
+  position = position % #requests + 1
+  return requests[position]
 end
 
 function done(summary, latency)

@@ -1,4 +1,4 @@
-"""Load: what wrk sends to a server, and what it sees of the answers."""
+"""The load generator: wrk, and the throughput and latency that it measures."""
 
 import json
 import resource
@@ -8,13 +8,13 @@ from pathlib import Path
 
 SCRIPT = Path(__file__).with_name("load.lua")
 OPERATIONS = {"get": "GET one", "list": "GET 100", "post": "POST", "patch": "PATCH"}
-FILES = 4096  # enough for a thousand connections
-TIMEOUT = 30  # seconds after which an answer counts as an error
+OPEN_FILES = 4096  # enough for a thousand connections
+TIMEOUT = 30  # seconds after which a request counts as an error
 
 
 @dataclass(frozen=True)
 class Load:
-    """What came of a load. Times are in seconds; refusals, and connections that broke, are errors."""
+    """What wrk measured. Times are in seconds; error statuses, broken connections and timeouts are errors."""
 
     requests: int
     errors: int
@@ -22,19 +22,24 @@ class Load:
     p50: float
     p99: float
 
+    @property
+    def throughput(self) -> float:
+        """Requests per second."""
+        return self.requests / self.seconds
 
-def drive(port: int, *operations: str, connections: int, seconds: int) -> Load:
-    """Send the operations in turn, on each connection one after the other without a pause."""
+
+def run_wrk(port: int, *operations: str, connections: int, seconds: int) -> Load:
+    """Send the operations in turn. Each connection sends its next request as soon as it has a response."""
     options = (f"-c{connections}", f"-d{seconds}s", f"--timeout={TIMEOUT}s", f"--script={SCRIPT}")
     command = ("wrk", "-t1", *options, f"http://127.0.0.1:{port}", "--", *operations)
-    wrk = subprocess.run(  # noqa: S603 - these are our own words
+    wrk = subprocess.run(  # noqa: S603 - a fixed command
         command, capture_output=True, text=True, check=True, timeout=seconds + TIMEOUT
     )
     return Load(**json.loads(wrk.stdout.splitlines()[-1]))
 
 
-def allow_connections() -> None:
-    """Let this process, and those that it starts, open as many files as a thousand connections need."""
+def raise_file_limit() -> None:
+    """Let this process and its children open as many files as a thousand connections need."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    if soft < FILES:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (FILES, hard))
+    if soft < OPEN_FILES:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (OPEN_FILES, hard))

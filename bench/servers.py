@@ -1,10 +1,11 @@
-"""Servers to measure: one process of uvicorn each, with the same options."""
+"""Servers to measure: one uvicorn process each, with the same options."""
 
 import socket
 import subprocess
 import sys
 import time
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -15,33 +16,44 @@ import psutil
 from bench.databases import ROOT, Database
 
 OURS = "ours"
-APPS = {
-    OURS: "app.main:app",
-    "bare_asgi": "bench.contenders.bare_asgi:app",
-    "floor": "bench.contenders.floor:app",
-    "litestar_sqlalchemy": "bench.contenders.litestar_sqlalchemy:app",
-    "fastapi_tortoise": "bench.contenders.fastapi_tortoise:app",
-    "async_port": "bench.contenders.async_port:app",
-    "tutorial": "bench.contenders.tutorial:app",
+
+
+@dataclass(frozen=True)
+class Contender:
+    """An ASGI app to measure, and the folder that its modules are imported from."""
+
+    name: str
+    app: str = "app.main:app"
+    root: Path = ROOT
+
+
+CONTENDERS = {
+    OURS: Contender(OURS),
+    **{
+        name: Contender(name, f"bench.contenders.{name}:app")
+        for name in ("bare_asgi", "floor", "litestar_sqlalchemy", "fastapi_tortoise", "async_port", "tutorial")
+    },
 }
-POSTGRES_ALONE = {"bare_asgi", "floor"}
+POSTGRES_ONLY = {"bare_asgi", "floor"}
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
-START = 30  # seconds that a server has to start
-ANSWER = 5  # seconds that it has for a request when it has nothing else to do
-SETTLE = 30  # seconds that it has to finish what it was given
+START_TIMEOUT = 30  # seconds
+REQUEST_TIMEOUT = 5  # seconds, for a request to a server that is idle
+IDLE_TIMEOUT = 30  # seconds that a server has to finish the requests of a load
+IDLE_INTERVAL = 0.4  # seconds
 IDLE = 0.05  # of one core
 
 
 class Server:
-    """A contender's server on a database. It can be started anew when it answers no more."""
+    """A contender's server on a database. It can be restarted when it has stopped responding."""
 
     def __init__(
-        self, contender: str, database: Database, folder: Path, settings: Mapping[str, str] = NO_SETTINGS
+        self, contender: Contender, database: Database, folder: Path, settings: Mapping[str, str] = NO_SETTINGS
     ) -> None:
-        """Keep its log in the folder. Every setting that is not given has its default."""
-        self._app = APPS[contender]
+        """Write its log to the folder. Settings that are not given have their defaults."""
+        self.contender = contender
+        self.database = database
         self._environment = {"DATABASE_URL": database.url, **settings}
-        self._log = folder / f"{contender}.log"
+        self._log = folder / f"{contender.name}.log"
 
     def __enter__(self) -> Self:
         """Start it."""
@@ -53,61 +65,66 @@ class Server:
         self.stop()
 
     def start(self) -> None:
-        """Start it, and wait until it answers."""
+        """Start it, and wait until it responds.
+
+        Raises:
+            SystemExit: it does not start.
+        """
         with socket.socket() as listener:
             listener.bind(("127.0.0.1", 0))
             self.port: int = listener.getsockname()[1]
         options = ("--host", "127.0.0.1", "--port", str(self.port), "--no-access-log", "--log-level", "warning")
         with self._log.open("wb") as log:
-            self._process = subprocess.Popen(  # noqa: S603 - these are our own words
-                [sys.executable, "-m", "uvicorn", self._app, *options],
-                cwd=ROOT,
+            self._process = subprocess.Popen(  # noqa: S603 - a fixed command
+                [sys.executable, "-m", "uvicorn", self.contender.app, *options],
+                cwd=self.contender.root,
                 env=self._environment,
                 stdout=log,
                 stderr=log,
             )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=ANSWER)
-        deadline = time.monotonic() + START
-        while not self.answers():
+        self.pid = self._process.pid
+        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=REQUEST_TIMEOUT)
+        deadline = time.monotonic() + START_TIMEOUT
+        while not self.responds():
             if self._process.poll() is not None or time.monotonic() > deadline:
                 self.stop()
-                raise SystemExit(f"{self._app} did not start:\n{self._log.read_text()[-2000:]}")
+                raise SystemExit(f"{self.contender.name} did not start:\n{self._log.read_text()[-2000:]}")
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Stop it at once: a contender may be past hearing."""
+        """Kill it: an overloaded contender may not react to SIGTERM."""
         self.client.close()
         self._process.kill()
         self._process.wait()
 
-    def ask(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
-        """Send one request, and return the status and the body of the answer."""
-        # A connection each: one that is kept would time out while others are measured.
+    def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
+        """Send one request, and return the status and the body of the response."""
+        # A new connection each: the server would close an idle one while others are measured.
         response = self.client.request(method, path, json=body, headers={"Connection": "close"})
         return response.status_code, response.text
 
-    def answers(self) -> bool:
-        """Tell whether it answers a single request."""
+    def responds(self) -> bool:
+        """Return whether it responds to a single request."""
         try:
-            return self.ask("GET", "/heroes/1")[0] < 500
+            return self.request("GET", "/heroes/1")[0] < 500
         except httpx.TransportError:
             return False
 
-    def settle(self) -> None:
-        """Wait until it has nothing more to compute."""
-        deadline = time.monotonic() + SETTLE
+    def wait_until_idle(self) -> None:
+        """Wait until it uses no more processor time, up to a limit."""
+        deadline = time.monotonic() + IDLE_TIMEOUT
         used = self.cpu()
         while time.monotonic() < deadline:
-            time.sleep(0.4)
+            time.sleep(IDLE_INTERVAL)
             before, used = used, self.cpu()
-            if used - before <= IDLE * 0.4:
+            if used - before <= IDLE * IDLE_INTERVAL:
                 return
 
     def cpu(self) -> float:
-        """Return the seconds of processor time that it has used, in all its threads."""
-        times = psutil.Process(self._process.pid).cpu_times()
+        """Return the CPU seconds that all its threads have used."""
+        times = psutil.Process(self.pid).cpu_times()
         return float(times.user + times.system)
 
     def memory(self) -> int:
-        """Return the bytes of memory that it occupies."""
-        return int(psutil.Process(self._process.pid).memory_info().rss)
+        """Return its resident memory in bytes."""
+        return int(psutil.Process(self.pid).memory_info().rss)

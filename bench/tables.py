@@ -7,7 +7,7 @@ from bench.results import Cell, Measurement, Median, Results, cpu
 
 BASELINES = {"postgres": "floor", "sqlite": "tutorial"}
 TITLES = {"postgres": "Postgres", "sqlite": "SQLite"}
-SILENCE = "no answers"
+NO_RESPONSES = "no responses"
 
 
 def progress(measurement: Measurement) -> str:
@@ -15,18 +15,17 @@ def progress(measurement: Measurement) -> str:
     cell, load = measurement.cell, measurement.load
     place = f"{cell.database}, round {measurement.round}, {cell.contender}, {cell.operation}, {cell.connections}"
     if load is None or measurement.cpu is None:
-        return f"{place}: {SILENCE}"
-    return f"{place}: {measurement.cpu * 1e6:.0f} µs, {load.requests / load.seconds:.0f}/s, {load.errors} errors"
+        return f"{place}: {NO_RESPONSES}"
+    return f"{place}: {measurement.cpu * 1e6:.0f} µs, {load.throughput:.0f}/s, {load.errors} errors"
 
 
 def render(results: Results) -> str:
-    """Write two tables for each database: what requests cost, and how fast they are answered."""
+    """Write two tables for each database: CPU per request, and throughput with latency."""
     lines: list[str] = []
-    for database in results.having(lambda cell: cell.database):
-        baseline = BASELINES[database]
-        lines += [f"## {TITLES[database]}", "", f"CPU per request in µs, and how many times {baseline}'s that is:", ""]
+    for database in results.unique(lambda cell: cell.database):
+        lines += [f"## {TITLES[database]}", "", f"CPU per request in µs (relative to {BASELINES[database]}):", ""]
         lines += table(results, database, lambda cell: cost(results, cell))
-        lines += ["", "Requests per second; median and 99th percentile of the time to answer in ms:", ""]
+        lines += ["", "Requests per second; median and 99th percentile of the latency in ms:", ""]
         lines += [*table(results, database, lambda cell: speed(results.median(cell))), ""]
     return "\n".join(lines)
 
@@ -47,18 +46,18 @@ def row(*cells: str) -> str:
 
 
 def cost(results: Results, cell: Cell) -> str:
-    """Write what a request costs, and the ratio to the baseline where there is one."""
-    figures = results.median(cell)
-    if figures is None:
-        return SILENCE
+    """Write the CPU per request, and its ratio to the baseline where there is one."""
+    medians = results.median(cell)
+    if medians is None:
+        return NO_RESPONSES
     baseline = Cell(cell.database, BASELINES[cell.database], cell.operation, cell.connections)
     ratio = results.ratio(cpu, cell, baseline)
-    return f"{figures.cpu * 1e6:.0f}" + (f" ({ratio:.2f}x)" if ratio else "")
+    return f"{medians.cpu * 1e6:.0f}" + (f" ({ratio.median:.2f}x)" if ratio else "")
 
 
-def speed(figures: Median | None) -> str:
-    """Write how fast requests are answered, and how many were not."""
-    if figures is None:
-        return SILENCE
-    errors = f", {figures.errors} errors" if figures.errors else ""
-    return f"{figures.throughput:.0f}/s; {figures.p50 * 1e3:.0f}, {figures.p99 * 1e3:.0f}{errors}"
+def speed(medians: Median | None) -> str:
+    """Write throughput and latency, and the number of errors if there were any."""
+    if medians is None:
+        return NO_RESPONSES
+    errors = f", {medians.errors} errors" if medians.errors else ""
+    return f"{medians.throughput:.0f}/s; {medians.p50 * 1e3:.0f}, {medians.p99 * 1e3:.0f}{errors}"

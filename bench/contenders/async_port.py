@@ -1,4 +1,4 @@
-"""The tutorial with `async` and `await` put in, line by line, and nothing else thought about."""
+"""A line-by-line port of the tutorial to `async` and `await`."""
 
 import os
 from collections.abc import AsyncIterator, Sequence
@@ -60,7 +60,7 @@ SessionDep = Annotated[AsyncSession, Depends(get_session)]
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Make the tables that are missing."""
+    """Create missing tables."""
     async with engine.begin() as connection:
         await connection.run_sync(SQLModel.metadata.create_all)
     yield
@@ -91,13 +91,13 @@ async def read_heroes(
 @app.get("/heroes/{hero_id}", response_model=HeroPublic)
 async def read_hero(hero_id: int, session: SessionDep) -> Hero:
     """Load."""
-    return await load(session, hero_id)
+    return await get_or_404(session, hero_id)
 
 
 @app.patch("/heroes/{hero_id}", response_model=HeroPublic)
 async def update_hero(hero_id: int, hero: HeroUpdate, session: SessionDep) -> Hero:
     """Load, change, commit, refresh."""
-    row = await load(session, hero_id)
+    row = await get_or_404(session, hero_id)
     row.sqlmodel_update(hero.model_dump(exclude_unset=True))
     session.add(row)
     await session.commit()
@@ -108,13 +108,13 @@ async def update_hero(hero_id: int, hero: HeroUpdate, session: SessionDep) -> He
 @app.delete("/heroes/{hero_id}")
 async def delete_hero(hero_id: int, session: SessionDep) -> dict[str, bool]:
     """Load, delete, commit."""
-    await session.delete(await load(session, hero_id))
+    await session.delete(await get_or_404(session, hero_id))
     await session.commit()
     return {"ok": True}
 
 
-async def load(session: AsyncSession, hero_id: int) -> Hero:
-    """Load a hero, or answer 404."""
+async def get_or_404(session: AsyncSession, hero_id: int) -> Hero:
+    """Load a hero, or raise 404."""
     hero = await session.get(Hero, hero_id)
     if hero is None:
         raise HTTPException(status_code=404, detail="Hero not found")

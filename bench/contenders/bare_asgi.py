@@ -1,4 +1,4 @@
-"""Bare ASGI, asyncpg and the standard library's JSON, without a framework or validation: what Python itself costs."""
+"""Bare ASGI, asyncpg and the standard library's JSON, without a framework or validation: the cost of Python itself."""
 
 import json
 import os
@@ -6,21 +6,21 @@ from typing import Any
 from urllib.parse import parse_qs
 
 import asyncpg
-from starlette.types import Receive, Scope, Send  # names for types, no code
+from starlette.types import Receive, Scope, Send  # types only
 
 COLUMNS = ("name", "age", "secret_name")
 
 
 class Heroes:
-    """The five operations on a pool. Each returns what is to be sent as JSON, or None for a hero that isn't there."""
+    """The five operations on a pool. Each returns the JSON value of the response, or None if there is no such hero."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool
 
     async def create(self, hero: dict[str, Any]) -> object:
-        """Insert, and return what the database made of it."""
+        """Insert, and return the new row."""
         statement = "INSERT INTO hero (name, age, secret_name) VALUES ($1, $2, $3) RETURNING name, age, id"
-        return public(await self.pool.fetchrow(statement, hero["name"], hero.get("age"), hero["secret_name"]))
+        return to_dict(await self.pool.fetchrow(statement, hero["name"], hero.get("age"), hero["secret_name"]))
 
     async def list(self, offset: int, limit: int) -> object:
         """Select a page."""
@@ -29,14 +29,14 @@ class Heroes:
 
     async def read(self, hero_id: int) -> object:
         """Select one."""
-        return public(await self.pool.fetchrow("SELECT name, age, id FROM hero WHERE id = $1", hero_id))
+        return to_dict(await self.pool.fetchrow("SELECT name, age, id FROM hero WHERE id = $1", hero_id))
 
     async def update(self, hero_id: int, hero: dict[str, Any]) -> object:
         """Set the columns that were sent."""
         changes = {column: hero[column] for column in COLUMNS if column in hero} or {"id": hero_id}
         columns = ", ".join(f"{column} = ${number}" for number, column in enumerate(changes, start=2))
-        statement = f"UPDATE hero SET {columns} WHERE id = $1 RETURNING name, age, id"  # noqa: S608 - COLUMNS alone
-        return public(await self.pool.fetchrow(statement, hero_id, *changes.values()))
+        statement = f"UPDATE hero SET {columns} WHERE id = $1 RETURNING name, age, id"  # noqa: S608 - only names from COLUMNS
+        return to_dict(await self.pool.fetchrow(statement, hero_id, *changes.values()))
 
     async def delete(self, hero_id: int) -> object:
         """Delete one."""
@@ -44,26 +44,26 @@ class Heroes:
         return {"ok": True} if deleted else None
 
 
-def public(row: asyncpg.Record | None) -> dict[str, Any] | None:
-    """Make a row something that JSON can hold."""
+def to_dict(row: asyncpg.Record | None) -> dict[str, Any] | None:
+    """Convert a row for JSON."""
     return dict(row) if row else None
 
 
 async def app(scope: Scope, receive: Receive, send: Send) -> None:
-    """Serve one request, or the life of the process."""
+    """Handle one request, or the lifespan."""
     if scope["type"] == "lifespan":
-        await live(scope["state"], receive, send)
+        await run_lifespan(scope["state"], receive, send)
         return
-    answer = await route(scope, receive)
-    status = 404 if answer is None else 200
-    body = json.dumps({"detail": "Hero not found"} if answer is None else answer, separators=(",", ":")).encode()
+    result = await dispatch(scope, receive)
+    status = 404 if result is None else 200
+    body = json.dumps({"detail": "Hero not found"} if result is None else result, separators=(",", ":")).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(body))]
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})
 
 
-async def route(scope: Scope, receive: Receive) -> object:
-    """Find the operation for a request, and run it."""
+async def dispatch(scope: Scope, receive: Receive) -> object:
+    """Run the operation for a request."""
     heroes: Heroes = scope["state"]["heroes"]
     method, hero_id = scope["method"], scope["path"].removeprefix("/heroes/")
     if hero_id == "":
@@ -79,7 +79,7 @@ async def route(scope: Scope, receive: Receive) -> object:
 
 
 async def read_json(receive: Receive) -> dict[str, Any]:
-    """Read a body to its end."""
+    """Read and parse the whole body."""
     body, more = b"", True
     while more:
         message = await receive()
@@ -88,8 +88,8 @@ async def read_json(receive: Receive) -> dict[str, Any]:
     return hero
 
 
-async def live(state: dict[str, Any], receive: Receive, send: Send) -> None:
-    """Hold the pool from the server's start to its end."""
+async def run_lifespan(state: dict[str, Any], receive: Receive, send: Send) -> None:
+    """Keep the pool open from startup to shutdown."""
     await receive()
     async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=10, max_size=10) as pool:
         state["heroes"] = Heroes(pool)

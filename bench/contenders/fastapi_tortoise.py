@@ -1,4 +1,4 @@
-"""FastAPI and Tortoise ORM: objects loaded, changed and saved, each in one statement."""
+"""FastAPI and Tortoise ORM: objects are loaded, changed and saved, with one statement for each step."""
 
 import os
 from collections.abc import AsyncIterator
@@ -45,7 +45,7 @@ class HeroUpdate(BaseModel):
     secret_name: str | None = None
 
 
-# On SQLite Tortoise has a single connection, and would take these parameters for pragmas.
+# On SQLite, Tortoise has a single connection, and treats these parameters as pragmas.
 url = os.environ["DATABASE_URL"]
 if not url.startswith("sqlite"):
     url += f"{'&' if '?' in url else '?'}minsize=10&maxsize=10"
@@ -76,13 +76,13 @@ async def read_heroes(offset: int = 0, limit: Annotated[int, Query(le=100)] = 10
 @app.get("/heroes/{hero_id}", response_model=HeroPublic)
 async def read_hero(hero_id: int) -> Hero:
     """Load."""
-    return await load(hero_id)
+    return await get_or_404(hero_id)
 
 
 @app.patch("/heroes/{hero_id}", response_model=HeroPublic)
 async def update_hero(hero_id: int, hero: HeroUpdate) -> Hero:
     """Load, change, save what has changed."""
-    row = await load(hero_id)
+    row = await get_or_404(hero_id)
     changes = hero.model_dump(exclude_unset=True)
     await row.update_from_dict(changes).save(update_fields=changes)
     return row
@@ -91,13 +91,13 @@ async def update_hero(hero_id: int, hero: HeroUpdate) -> Hero:
 @app.delete("/heroes/{hero_id}")
 async def delete_hero(hero_id: int) -> dict[str, bool]:
     """Load, delete."""
-    row = await load(hero_id)
+    row = await get_or_404(hero_id)
     await row.delete()
     return {"ok": True}
 
 
-async def load(hero_id: int) -> Hero:
-    """Load a hero, or answer 404."""
+async def get_or_404(hero_id: int) -> Hero:
+    """Load a hero, or raise 404."""
     hero = await Hero.get_or_none(id=hero_id)
     if hero is None:
         raise HTTPException(status_code=404, detail="Hero not found")

@@ -1,4 +1,4 @@
-"""The floor: FastAPI with the tutorial's models, and SQL written by hand on asyncpg, one statement an operation."""
+"""The baseline: FastAPI with the tutorial's models, and handwritten SQL on asyncpg, one statement per operation."""
 
 import os
 from collections.abc import AsyncIterator
@@ -27,7 +27,7 @@ class HeroCreate(SQLModel):
 
 
 class HeroUpdate(SQLModel):
-    """The changes to a hero in a request. Those that are sent name the columns to set."""
+    """The changes to a hero in a request: the fields that were sent are the columns to set."""
 
     name: str | None = None
     age: int | None = None
@@ -36,7 +36,7 @@ class HeroUpdate(SQLModel):
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[dict[str, asyncpg.Pool]]:
-    """Connect, and leave the pool in the state of each request."""
+    """Connect, and add the pool to the state of each request."""
     async with asyncpg.create_pool(os.environ["DATABASE_URL"], min_size=10, max_size=10) as pool:
         yield {"pool": pool}
 
@@ -46,9 +46,9 @@ app = FastAPI(lifespan=lifespan)
 
 @app.post("/heroes/", response_model=HeroPublic)
 async def create_hero(hero: HeroCreate, request: Request) -> dict[str, Any]:
-    """Insert, and return what the database made of it."""
+    """Insert, and return the new row."""
     statement = "INSERT INTO hero (name, age, secret_name) VALUES ($1, $2, $3) RETURNING name, age, id"
-    return found(await request.state.pool.fetchrow(statement, hero.name, hero.age, hero.secret_name))
+    return row_or_404(await request.state.pool.fetchrow(statement, hero.name, hero.age, hero.secret_name))
 
 
 @app.get("/heroes/", response_model=list[HeroPublic])
@@ -63,7 +63,7 @@ async def read_heroes(
 @app.get("/heroes/{hero_id}", response_model=HeroPublic)
 async def read_hero(hero_id: int, request: Request) -> dict[str, Any]:
     """Select one."""
-    return found(await request.state.pool.fetchrow("SELECT name, age, id FROM hero WHERE id = $1", hero_id))
+    return row_or_404(await request.state.pool.fetchrow("SELECT name, age, id FROM hero WHERE id = $1", hero_id))
 
 
 @app.patch("/heroes/{hero_id}", response_model=HeroPublic)
@@ -71,19 +71,19 @@ async def update_hero(hero_id: int, hero: HeroUpdate, request: Request) -> dict[
     """Set the columns that were sent."""
     changes = hero.model_dump(exclude_unset=True) or {"id": hero_id}
     columns = ", ".join(f"{column} = ${number}" for number, column in enumerate(changes, start=2))
-    statement = f"UPDATE hero SET {columns} WHERE id = $1 RETURNING name, age, id"  # noqa: S608 - the model's own names
-    return found(await request.state.pool.fetchrow(statement, hero_id, *changes.values()))
+    statement = f"UPDATE hero SET {columns} WHERE id = $1 RETURNING name, age, id"  # noqa: S608 - the model's field names
+    return row_or_404(await request.state.pool.fetchrow(statement, hero_id, *changes.values()))
 
 
 @app.delete("/heroes/{hero_id}")
 async def delete_hero(hero_id: int, request: Request) -> dict[str, bool]:
     """Delete one."""
-    found(await request.state.pool.fetchrow("DELETE FROM hero WHERE id = $1 RETURNING id", hero_id))
+    row_or_404(await request.state.pool.fetchrow("DELETE FROM hero WHERE id = $1 RETURNING id", hero_id))
     return {"ok": True}
 
 
-def found(row: asyncpg.Record | None) -> dict[str, Any]:
-    """Take the row that a statement was about, or answer 404."""
+def row_or_404(row: asyncpg.Record | None) -> dict[str, Any]:
+    """Convert a row, or raise 404 if there is none."""
     if row is None:
         raise HTTPException(status_code=404, detail="Hero not found")
     return dict(row)

@@ -1,4 +1,4 @@
-"""Litestar and SQLAlchemy's ORM, with Litestar's own plugin for sessions and its data transfer objects for bodies."""
+"""Litestar and SQLAlchemy's ORM, with Litestar's own plugin for sessions and its DTOs for bodies."""
 
 import os
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """What SQLAlchemy wants to know of."""
+    """The declarative base."""
 
 
 class Hero(Base):
@@ -73,13 +73,13 @@ async def read_heroes(
 @get("/heroes/{hero_id:int}", return_dto=HeroPublic)
 async def read_hero(hero_id: int, db_session: AsyncSession) -> Hero:
     """Load."""
-    return await load(db_session, hero_id)
+    return await get_or_404(db_session, hero_id)
 
 
 @patch("/heroes/{hero_id:int}", dto=HeroUpdate, return_dto=HeroPublic)
 async def update_hero(hero_id: int, data: DTOData[Hero], db_session: AsyncSession) -> Hero:
     """Load, change. The plugin commits."""
-    hero = await load(db_session, hero_id)
+    hero = await get_or_404(db_session, hero_id)
     data.update_instance(hero)
     await db_session.flush()
     return hero
@@ -88,21 +88,21 @@ async def update_hero(hero_id: int, data: DTOData[Hero], db_session: AsyncSessio
 @delete("/heroes/{hero_id:int}", status_code=200)
 async def delete_hero(hero_id: int, db_session: AsyncSession) -> dict[str, bool]:
     """Load, delete. The plugin commits."""
-    await db_session.delete(await load(db_session, hero_id))
+    await db_session.delete(await get_or_404(db_session, hero_id))
     await db_session.flush()
     return {"ok": True}
 
 
-async def load(session: AsyncSession, hero_id: int) -> Hero:
-    """Load a hero, or answer 404."""
+async def get_or_404(session: AsyncSession, hero_id: int) -> Hero:
+    """Load a hero, or raise 404."""
     hero = await session.get(Hero, hero_id)
     if hero is None:
         raise NotFoundException(detail="Hero not found")
     return hero
 
 
-def answer_not_found(_: Request[Any, Any, Any], error: NotFoundException) -> Response[dict[str, str]]:
-    """Answer as the others do, without the status in the body."""
+def handle_not_found(_: Request[Any, Any, Any], error: NotFoundException) -> Response[dict[str, str]]:
+    """Respond as the other contenders do, without the status in the body."""
     return Response({"detail": error.detail}, status_code=404)
 
 
@@ -119,5 +119,5 @@ app = Litestar(
             )
         )
     ],
-    exception_handlers={NotFoundException: answer_not_found},
+    exception_handlers={NotFoundException: handle_not_found},
 )

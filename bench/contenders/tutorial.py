@@ -1,4 +1,4 @@
-"""The tutorial's design: synchronous handlers in threads, a session a request, objects loaded, changed and refreshed.
+"""The tutorial's design: sync handlers in threads, a session per request, objects loaded, changed and refreshed.
 
 DATABASE_URL names the database: a SQLAlchemy URL with a synchronous driver, by default the tutorial's own file.
 """
@@ -61,7 +61,7 @@ SessionDep = Annotated[Session, Depends(get_session)]
 
 @asynccontextmanager
 async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-    """Make the tables that are missing."""
+    """Create missing tables."""
     SQLModel.metadata.create_all(engine)
     yield
 
@@ -81,20 +81,20 @@ def create_hero(hero: HeroCreate, session: SessionDep) -> Hero:
 
 @app.get("/heroes/", response_model=list[HeroPublic])
 def read_heroes(session: SessionDep, offset: int = 0, limit: Annotated[int, Query(le=100)] = 100) -> Sequence[Hero]:
-    """Load a page, in whatever order it comes."""
+    """Load a page, without an order."""
     return session.exec(select(Hero).offset(offset).limit(limit)).all()
 
 
 @app.get("/heroes/{hero_id}", response_model=HeroPublic)
 def read_hero(hero_id: int, session: SessionDep) -> Hero:
     """Load."""
-    return load(session, hero_id)
+    return get_or_404(session, hero_id)
 
 
 @app.patch("/heroes/{hero_id}", response_model=HeroPublic)
 def update_hero(hero_id: int, hero: HeroUpdate, session: SessionDep) -> Hero:
     """Load, change, commit, refresh."""
-    row = load(session, hero_id)
+    row = get_or_404(session, hero_id)
     row.sqlmodel_update(hero.model_dump(exclude_unset=True))
     session.add(row)
     session.commit()
@@ -105,13 +105,13 @@ def update_hero(hero_id: int, hero: HeroUpdate, session: SessionDep) -> Hero:
 @app.delete("/heroes/{hero_id}")
 def delete_hero(hero_id: int, session: SessionDep) -> dict[str, bool]:
     """Load, delete, commit."""
-    session.delete(load(session, hero_id))
+    session.delete(get_or_404(session, hero_id))
     session.commit()
     return {"ok": True}
 
 
-def load(session: Session, hero_id: int) -> Hero:
-    """Load a hero, or answer 404."""
+def get_or_404(session: Session, hero_id: int) -> Hero:
+    """Load a hero, or raise 404."""
     hero = session.get(Hero, hero_id)
     if hero is None:
         raise HTTPException(status_code=404, detail="Hero not found")
