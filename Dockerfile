@@ -13,11 +13,11 @@ COPY --from=dependencies /venv /venv
 COPY alembic.ini ./
 COPY migrations migrations
 COPY app app
-# /data is for a SQLite file: the user needs the folder too, where SQLite keeps its log beside the file.
+# /data is for a SQLite file. The user must own the folder, because SQLite keeps its write-ahead log there.
 RUN python -m compileall -q app migrations && useradd --uid 10001 heroes && install -d -o heroes /data
 USER 10001
 EXPOSE 8000
 HEALTHCHECK --start-period=5s --start-interval=1s --interval=10s --timeout=3s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
-# The launch configuration; the Makefile has the same, and a test holds the two together.
+# The launch configuration. The Makefile has the same; a test compares them.
 CMD ["uvicorn", "app.main:app", "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "20", "--host", "0.0.0.0"]

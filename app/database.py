@@ -2,27 +2,17 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import asyncpg
 from sqlalchemy import URL, BigInteger, Connection, Integer, String, event
-from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
-from sqlalchemy.engine.interfaces import DBAPIConnection, DBAPICursor, ExecutionContext
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
-from sqlmodel import SQLModel
 
-from app import sqlite
+from app.drivers import SQLiteConnection, retry_stale_statements
 from app.urls import is_sqlite
-
-# Postgres's own default names, so that a table made by create_all and one made by a migration are alike.
-SQLModel.metadata.naming_convention = {
-    "ix": "ix_%(column_0_label)s",
-    "pk": "%(table_name)s_pkey",
-    "uq": "%(table_name)s_%(column_0_N_name)s_key",
-    "fk": "%(table_name)s_%(column_0_N_name)s_fkey",
-    "ck": "%(table_name)s_%(constraint_name)s_check",
-}
 
 # aiosqlite logs each statement with its parameters, which nothing else here does.
 logging.getLogger("aiosqlite").setLevel(logging.INFO)
@@ -33,62 +23,60 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")
 # Text in the order of its code points on both, whatever the locale of the Postgres database is.
 CodePoints = String().with_variant(String(collation="C"), "postgresql")
 
-# On SQLite, a transaction that reads first and takes the lock later does not wait for it: it fails.
-BEGIN = {"postgresql": "BEGIN", "sqlite": "BEGIN IMMEDIATE"}
-# Postgres answers to the COMMIT of a transaction that has failed with a rollback, and no error. The other one errs.
-COMMIT = {"postgresql": ("SET CONSTRAINTS ALL IMMEDIATE", "COMMIT"), "sqlite": ("COMMIT",)}
-
 CONNECT_TIMEOUT = 5  # seconds
-TRIES = 5  # of a statement: one migration after the other can come between its plan and its execution
+
+# Keys of `Connection.info`, which lives as long as the driver's connection.
+AUTOCOMMIT = "autocommit"  # whether a statement commits by itself
+FAILED = "failed"  # whether a statement has failed since the last look
 
 
 class Database:
-    """The ways of one process to the database. Nothing connects before it is used.
+    """The engines of one process. None connects before it is used.
 
-    - `writes` and `reads`: for sessions. Each statement is committed when it is done. On Postgres they are one engine;
-      on SQLite the connections of `reads` can't write, and wait for no writer.
-    - `probes`: one connection beside them, so that a health check never queues behind requests.
+    - `writes` and `reads`: for the connections of sessions. On Postgres they are one engine. On SQLite the connections
+      of `reads` can't write, and wait for no writer.
+    - `probes`: one connection beside them in AUTOCOMMIT, so that a health check never queues behind requests.
     """
 
     def __init__(self, url: URL, *, lock_timeout: float, statement_timeout: float, sqlite_synchronous: str) -> None:
-        """Take the timeouts in seconds."""
+        """Create the engines. The timeouts are in seconds."""
         if is_sqlite(url):
-            session: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
-            writing = session | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
-            # Pages of 4 kB. A batch writes thousands of them: to copy each into the file at once takes a fifth longer.
+            reading: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
+            writing = reading | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
+            # Pages of 4 kB. A batch writes thousands of them: checkpoints in the middle of it take a fifth longer.
             writing["wal_autocheckpoint"] = 10_000
-            session |= {"query_only": "ON"}
+            reading |= {"query_only": "ON"}
         else:
-            writing = session = {
+            writing = reading = {
                 "lock_timeout": int(lock_timeout * 1000),
                 "statement_timeout": int(statement_timeout * 1000),
             }
-        # Sessions stay on their connections: the pool of sessions is the only one.
-        self.writes = create_engine(url, writing, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        # Their connections are kept open by a `ConnectionPool`.
+        self.writes = create_engine(url, writing, poolclass=NullPool)
         self.reads = self.writes
         if is_sqlite(url):
-            self.reads = create_engine(url, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self.probes = create_engine(url, session, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+            self.reads = create_engine(url, reading, poolclass=NullPool)
+        self.probes = create_engine(url, reading, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
 
     async def __aenter__(self) -> Self:
-        """Be used for the length of a block."""
+        """Enter the block."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the connection for probes. Who has connected through the others closes what is his."""
+        """Close the connection of the probes. A `ConnectionPool` closes its own."""
         await self.probes.dispose()
 
 
 def is_open(driver: Any) -> bool:
     """Tell whether a driver's connection is open, as far as the driver knows."""
-    return driver.is_open if isinstance(driver, sqlite.Connection) else not driver.is_closed()
+    return driver.is_open if isinstance(driver, SQLiteConnection) else not driver.is_closed()
 
 
 def in_transaction(driver: Any) -> bool:
     """Tell whether a driver's connection is in a transaction. The database is not asked."""
     if not is_open(driver):
         return False
-    return bool(driver.in_transaction if isinstance(driver, sqlite.Connection) else driver.is_in_transaction())
+    return bool(driver.in_transaction if isinstance(driver, SQLiteConnection) else driver.is_in_transaction())
 
 
 def create_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
@@ -119,30 +107,18 @@ def _postgres_engine(url: URL, session: Mapping[str, object], **options: Any) ->
         hide_parameters=True,
         **options,
     )
-    event.listen(engine.sync_engine, "do_execute", _execute)
+    retry_stale_statements(engine)
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def note_failure(error: ExceptionContext) -> None:
+        if error.connection is not None and not error.connection.invalidated:
+            error.connection.info[FAILED] = True
+
     return engine
 
 
-def _execute(cursor: DBAPICursor, statement: str, parameters: Any, context: ExecutionContext) -> bool:
-    """Execute a statement, and again if a migration has changed the columns under a prepared one.
-
-    Postgres says so before it has done anything. In a transaction it is too late: that has failed as a whole.
-    """
-    for left in reversed(range(TRIES)):
-        try:
-            cursor.execute(statement, parameters)
-        except AsyncAdapt_asyncpg_dbapi.InvalidCachedStatementError as error:
-            if not left or in_transaction(context.root_connection.connection.driver_connection):
-                raise
-            context.handle_dbapi_exception(error)  # it forgets what was prepared, on each of the engine's connections
-            context.pre_exec()
-        else:
-            break
-    return True
-
-
 async def _connect(**options: Any) -> asyncpg.Connection:
-    """Connect, and let a server that isn't there, or isn't the one, fail as one that refuses: as a SQLAlchemyError."""
+    """Connect. A server that is not there, or not the right one, fails like one that refuses: as a SQLAlchemyError."""
     try:
         return await asyncpg.connect(**options)
     except (OSError, asyncpg.TargetServerAttributeNotMatched) as error:
@@ -150,15 +126,16 @@ async def _connect(**options: Any) -> asyncpg.Connection:
 
 
 def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
-    autocommit = options.get("isolation_level") == "AUTOCOMMIT"
     engine = create_async_engine(
         url,
-        # The driver shall begin no transactions: it leaves SELECT and DDL outside of them.
-        connect_args={"isolation_level": None, "async_creator_fn": sqlite.Connection},
+        # The driver begins no transactions: it would leave SELECT and DDL outside of them.
+        connect_args={"isolation_level": None, "async_creator_fn": SQLiteConnection},
         hide_parameters=True,
-        skip_autocommit_rollback=autocommit,
+        skip_autocommit_rollback=True,
         **options,
     )
+    # A transaction that reads first and writes later does not wait for the write lock: it fails.
+    begin = "BEGIN" if "query_only" in session else "BEGIN IMMEDIATE"
 
     @event.listens_for(engine.sync_engine, "connect")
     def set_pragmas(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
@@ -167,10 +144,36 @@ def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> A
             cursor.execute(f"PRAGMA {name} = {value}")
         cursor.close()
 
-    if not autocommit:
-
-        @event.listens_for(engine.sync_engine, "begin")
-        def begin_immediate(connection: Connection) -> None:
-            connection.exec_driver_sql(BEGIN["sqlite"])
+    @event.listens_for(engine.sync_engine, "begin")
+    def begin_transaction(connection: Connection) -> None:
+        level = connection.get_execution_options().get("isolation_level", options.get("isolation_level"))
+        if level != "AUTOCOMMIT" and not connection.info.get(AUTOCOMMIT):
+            connection.exec_driver_sql(begin)
 
     return engine
+
+
+def set_autocommit(connection: Connection, *, autocommit: bool) -> None:
+    """Let the next transactions of a connection be real ones, or let each statement commit by itself. It is no I/O.
+
+    Args:
+        connection: it is in no transaction.
+        autocommit: whether its isolation level is AUTOCOMMIT.
+    """
+    connection.info[AUTOCOMMIT] = autocommit
+    if connection.dialect.name == "postgresql":
+        dbapi_connection = cast(DBAPIConnection, connection.connection.dbapi_connection)
+        if autocommit:
+            connection.dialect.set_isolation_level(dbapi_connection, "AUTOCOMMIT")
+        else:
+            connection.dialect.reset_isolation_level(dbapi_connection)
+
+
+def raise_if_failed(connection: Connection) -> None:
+    """Raise if the open transaction has failed: Postgres would answer its COMMIT with a rollback, and no error.
+
+    Raises:
+        DBAPIError: a statement has failed, and was not rolled back to a savepoint.
+    """
+    if connection.info.pop(FAILED, False):
+        connection.exec_driver_sql("SELECT 1")

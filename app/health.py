@@ -1,30 +1,30 @@
-"""Health: the two questions of an orchestrator."""
+"""Health: liveness and readiness probes."""
 
 from typing import Literal
 
-from fastapi import Request
+from fastapi import APIRouter
 from pydantic import BaseModel
 
-from app.errors import responses
-from app.http import Router
+from app.openapi import error_responses, name_operation
+from app.sessions import SessionMakerDep
 
-router = Router(tags=["health"])
+router = APIRouter(tags=["health"], generate_unique_id_function=name_operation)
 
 
 class Health(BaseModel):
-    """A good answer to a probe."""
+    """The response to a successful probe."""
 
     status: Literal["alive", "ready"]
 
 
 @router.get("/livez")
 async def is_alive() -> Health:
-    """Tell that the process answers. It asks nobody else: a restart heals no database."""
+    """Tell whether the process is alive, without I/O: a restart does not repair a database."""
     return Health(status="alive")
 
 
-@router.get("/readyz", responses=responses(503))
-async def is_ready(request: Request) -> Health:
-    """Tell that requests can be served: the database answers, and has the schema that this release needs."""
-    await request.app.state.schema.check()
+@router.get("/readyz", responses=error_responses(503))
+async def is_ready(sessionmaker: SessionMakerDep) -> Health:
+    """Tell whether requests can be served: the database answers, and has the schema that this release needs."""
+    await sessionmaker.schema.check()
     return Health(status="ready")

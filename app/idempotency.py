@@ -1,6 +1,7 @@
-"""Idempotency: a request that is sent again, with the same Idempotency-Key, is answered as it was, and not done again.
+"""Idempotency: a retried request with the same Idempotency-Key gets the stored response, and runs once.
 
-The key is written in the transaction of what it stands for: either both are there, or neither is.
+The key is written in the transaction of the work that it stands for: both are committed, or neither is. Only successful
+responses are stored, so after an error the same key can be sent again.
 """
 
 import hashlib
@@ -12,7 +13,6 @@ from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Header, Request, Response
-from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError, to_json
 from sqlalchemy import Index, bindparam, delete, tuple_, update
@@ -20,43 +20,48 @@ from sqlalchemy.dialects import postgresql, sqlite
 from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.errors import Unavailable
-from app.sessions import transaction
-
 LIFETIME = timedelta(hours=24)
-SWEEP = 10  # keys that have expired, and that each new one takes with it: so there are never many
+PURGE = 10  # expired keys that each new one deletes, so that there are never many
 VISIBLE = re.compile(r'"([\x21-\x7e]{1,255})"|([\x21-\x7e]{1,255})')
 
 
 class IdempotencyRecord(SQLModel, table=True):
-    """A row of the table `idempotency_key`: what was answered to a request."""
+    """A row of the table `idempotency_key`: the response to a request."""
 
     __tablename__ = "idempotency_key"
     __table_args__ = (Index("ix_idempotency_key_expires_at", "expires_at"),)
 
     scope: str = Field(primary_key=True, description="The method and the path.")
     key: str = Field(primary_key=True)
-    fingerprint: str = Field(description="Of the body, so that another one under the same key is noticed.")
+    fingerprint: str = Field(description="A hash of the body: another body under the same key is an error.")
     expires_at: datetime
     answer: str | None = Field(default=None, description="The body and the headers, as JSON.")
 
 
-class Answer(NamedTuple):
-    """What is answered with 200: the body as JSON, and headers."""
+class KeyReusedError(Exception):
+    """The key was sent with another body before."""
+
+
+class KeyExpiredError(Exception):
+    """The key expired while its response was read. The same request may be sent again."""
+
+
+class StoredResponse(NamedTuple):
+    """A response with status 200: its body as JSON, and its headers."""
 
     body: str
     headers: Mapping[str, str] = MappingProxyType({})
 
     def response(self) -> Response:
-        """Turn it into a response."""
+        """Create the response."""
         return Response(self.body, media_type="application/json", headers=self.headers)
 
 
 def unquote(key: str) -> str:
-    """Read a key, quoted or not.
+    """Return a key without its quotes, if it has any.
 
     Raises:
-        PydanticCustomError: it is empty, too long, or has what can't be seen.
+        PydanticCustomError: it is empty, too long, or has other characters than visible ASCII.
     """
     match = VISIBLE.fullmatch(key)
     if match is None:
@@ -67,7 +72,7 @@ def unquote(key: str) -> str:
 IdempotencyKey = Annotated[
     str | None,
     Header(
-        description="Any name for this request, to be sent again with it: for 24 hours it is done only once.",
+        description="A name for this request. A retry with the same one runs once, for 24 hours.",
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
         json_schema_extra={"pattern": f"^(?:{VISIBLE.pattern})$"},
     ),
@@ -79,7 +84,7 @@ IS_THE_KEY = (RECORDS.c.scope == bindparam("of_scope")) & (RECORDS.c.key == bind
 
 
 def _claim(insert: Any) -> Any:
-    """Insert a key, or take over one that has expired. Whoever comes second waits for the first one's transaction."""
+    """Insert a key, or take over an expired one. A concurrent request with the key waits for this transaction."""
     new: dict[str, Any] = {
         "fingerprint": bindparam("fingerprint"),
         "expires_at": bindparam("expires_at"),
@@ -97,32 +102,33 @@ def _claim(insert: Any) -> Any:
 
 CLAIM = {"postgresql": _claim(postgresql.insert), "sqlite": _claim(sqlite.insert)}
 READ: Any = select(RECORDS.c.fingerprint, RECORDS.c.answer).where(IS_THE_KEY)
-KEEP = update(RECORDS).where(IS_THE_KEY).values(answer=bindparam("of_answer"))
+STORE = update(RECORDS).where(IS_THE_KEY).values(answer=bindparam("of_answer"))
 PRIMARY_KEY = tuple_(RECORDS.c.scope, RECORDS.c.key)
 EXPIRED = (
     select(RECORDS.c.scope, RECORDS.c.key)
     .where(RECORDS.c.expires_at < bindparam("now"))
     .order_by(RECORDS.c.expires_at)
-    .limit(SWEEP)
+    .limit(PURGE)
     .with_for_update(skip_locked=True)
 )
-FORGET = delete(RECORDS).where(PRIMARY_KEY.in_(EXPIRED))
+PURGE_EXPIRED = delete(RECORDS).where(PRIMARY_KEY.in_(EXPIRED))
 
 
-async def once(
-    session: AsyncSession, request: Request, key: str | None, body: Any, work: Callable[[], Awaitable[Answer]]
-) -> Answer:
-    """Do work once for a key, together with writing the key; if it was done, answer as then.
+async def run_idempotent(
+    session: AsyncSession, request: Request, key: str | None, body: Any, work: Callable[[], Awaitable[StoredResponse]]
+) -> StoredResponse:
+    """Run work once for a key, in the transaction that stores the key; if it has run already, return its response.
 
     Args:
-        session: the one that the work uses.
+        session: the session that the work uses.
         request: its method and path are the scope of the key.
-        key: without one, the work is done, statement by statement.
-        body: what the client sent, as it was understood.
-        work: what is to be done. If it raises, nothing is kept.
+        key: without one, the work runs without a transaction.
+        body: the validated body of the request.
+        work: what to run. If it raises, nothing is stored.
 
     Raises:
-        RequestValidationError: the key was used with another body.
+        KeyReusedError: the key was sent with another body.
+        KeyExpiredError: the key expired while its response was read.
     """
     if key is None:
         return await work()
@@ -130,25 +136,21 @@ async def once(
     name = {"of_scope": f"{request.method} {request.scope['path'].rstrip('/')}", "of_key": key}
     fingerprint = hashlib.sha256(to_json(body)).hexdigest()
     claim = {**name, "fingerprint": fingerprint, "expires_at": now + LIFETIME, "now": now}
-    async with transaction(session):
-        if (await session.exec(CLAIM[session.get_bind().dialect.name], params=claim)).one_or_none() is None:
-            return await recall(session, name, fingerprint)
-        answer = await work()
-        await session.exec(KEEP, params={**name, "of_answer": json.dumps([answer.body, dict(answer.headers)])})
-        await session.exec(FORGET, params={"now": now})
-        return answer
+    async with session.begin():
+        dialect = session.get_bind().dialect.name
+        if (await session.exec(CLAIM[dialect], params=claim)).one_or_none() is None:
+            return await replay(session, name, fingerprint)
+        response = await work()
+        await session.exec(STORE, params={**name, "of_answer": json.dumps([response.body, dict(response.headers)])})
+        await session.exec(PURGE_EXPIRED, params={"now": now})
+        return response
 
 
-async def recall(session: AsyncSession, name: dict[str, str], fingerprint: str) -> Answer:
-    """Answer as before."""
-    kept = (await session.exec(READ, params=name)).one_or_none()
-    if kept is None:
-        raise Unavailable("The key has just expired.")
-    if kept.fingerprint != fingerprint:
-        problem = {
-            "type": "idempotency_key_reused",
-            "loc": ("header", "idempotency-key"),
-            "msg": "This key was sent with another body: take a new one for a new request",
-        }
-        raise RequestValidationError([problem])
-    return Answer(*json.loads(kept.answer))
+async def replay(session: AsyncSession, name: dict[str, str], fingerprint: str) -> StoredResponse:
+    """Return the stored response."""
+    stored = (await session.exec(READ, params=name)).one_or_none()
+    if stored is None:
+        raise KeyExpiredError("The key has just expired.")
+    if stored.fingerprint != fingerprint:
+        raise KeyReusedError("This key was sent with another body: send a new key with a new request")
+    return StoredResponse(*json.loads(stored.answer))

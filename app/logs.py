@@ -1,13 +1,24 @@
-"""Logs: the one format in which this service writes them, the one that serves as well as the one that migrates."""
+"""Logs: their format, for the service and its migrations alike, and how errors are described in them."""
 
 import logging
 import time
+from traceback import format_tb
+
+from fastapi.exceptions import ValidationException
+from pydantic import ValidationError
+from sqlalchemy.exc import StatementError
+
+from app.db_errors import code_of
 
 OURS = ("alembic", "app", "migrations")
 
+# SQLSTATEs whose messages repeat values in their first line: data exceptions, and what a function raises. The others
+# repeat values only in later lines, such as `DETAIL: Failing row contains (…)`.
+REPEATS_VALUES = ("22", "P0")
+
 
 def install() -> None:
-    """Write to standard error, unless whoever started this process has decided where logs go."""
+    """Log to standard error, unless logging is already configured."""
     handler = logging.StreamHandler()
     handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(handlers=[handler])
@@ -17,8 +28,41 @@ def install() -> None:
 
 
 class Formatter(logging.Formatter):
-    """Dates in UTC, to the millisecond, as ISO 8601 has them."""
+    """Formats timestamps as ISO 8601, in UTC, with milliseconds."""
 
-    converter = time.gmtime  # type: ignore[assignment]  # the library's own way to say UTC
+    converter = time.gmtime  # type: ignore[assignment]  # documented for UTC
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
+
+
+def describe_error(error: BaseException) -> str:
+    """Describe an error in one line, without the values that databases and validators repeat in their messages."""
+    name = type(error).__name__
+    original = error.orig if isinstance(error, StatementError) else error
+    if code := code_of(original):
+        message = str(original).partition("\n")[0]
+        return f"{name} {code}" if code.startswith(REPEATS_VALUES) else f"{name} {code}: {message}"
+    if isinstance(error, StatementError):
+        return f"{name} {type(original).__name__}"
+    if isinstance(error, ValidationError | ValidationException):
+        found = (f"{'.'.join(map(str, each['loc']))}: {each['msg']}" for each in error.errors())
+        return f"{name}: {'; '.join(found)}"
+    message = " ".join(str(error).splitlines())
+    return f"{name}: {message}" if message else name
+
+
+def describe_with_traceback(error: BaseException) -> str:
+    """Describe an error, what caused it, and where it was raised."""
+    lines, seen, cause = [describe_error(error)], {error}, cause_of(error)
+    while cause is not None and cause not in seen:
+        lines.append(f"  caused by {describe_error(cause)}")
+        seen.add(cause)
+        cause = cause_of(cause)
+    return "\n".join([*lines, "".join(format_tb(error.__traceback__))])
+
+
+def cause_of(error: BaseException) -> BaseException | None:
+    """Return what caused an error. The causes of a database error are the driver's own, and can repeat values."""
+    if isinstance(error, StatementError) or code_of(error):
+        return None
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)

@@ -1,4 +1,4 @@
-"""The service: which resources it has, and what they live on."""
+"""The service: its resources, and what they are built on."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -10,15 +10,16 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 
-from app import errors, health, logs
+from app import errors, health, logs, openapi
 from app.database import Database
 from app.heroes import routes as heroes
-from app.http import AnswerHead, IdentifyRequest
+from app.middleware import RequestMiddleware
 from app.schema import Schema
-from app.sessions import Sessions
+from app.sessions import SessionMaker
 from app.settings import Settings
+from app.trailing_slash import answer_both_spellings
 
-# What a page of another origin may send and read, beyond what browsers let it anyway.
+# What a page of another origin may send and read, beyond what browsers allow it anyway.
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST")
 REQUEST_HEADERS = ("Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID")
 RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
@@ -26,43 +27,53 @@ RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "
 ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
 
 
+@asynccontextmanager
+async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
+    """Open the database for a block: in the lifespan of the service, and in a script beside it.
+
+    A script is written like this:
+
+        async with open_sessionmaker(Settings.from_environment()) as sessionmaker, sessionmaker() as session:
+            session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
+            await session.commit()
+    """
+    database = Database(
+        settings.database_url,
+        lock_timeout=settings.lock_timeout,
+        statement_timeout=settings.statement_timeout,
+        sqlite_synchronous=settings.sqlite_synchronous,
+    )
+    script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+    async with (
+        database,
+        Schema(database.probes, script) as schema,
+        SessionMaker(
+            database,
+            schema,
+            pool_size=settings.pool_size,
+            queue_size=settings.queue_size,
+            queue_timeout=settings.queue_timeout,
+        ) as sessionmaker,
+    ):
+        yield sessionmaker
+
+
 def create_app(settings: Settings) -> FastAPI:
-    """Put the service together. It opens nothing until its lifespan starts."""
+    """Create the service. It opens nothing until its lifespan starts."""
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.install()
-        database = Database(
-            settings.database_url,
-            lock_timeout=settings.lock_timeout,
-            statement_timeout=settings.statement_timeout,
-            sqlite_synchronous=settings.sqlite_synchronous,
-        )
-        script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
-        async with (
-            database,
-            Schema(database.probes, script) as schema,
-            Sessions(
-                database,
-                schema,
-                pool_size=settings.pool_size,
-                queue_size=settings.queue_size,
-                queue_timeout=settings.queue_timeout,
-            ) as sessions,
-        ):
-            await schema.look()  # so that the log tells at once what is missing
-            app.state.database = database
-            app.state.schema = schema
-            app.state.sessions = sessions
+        async with open_sessionmaker(settings) as sessionmaker:
+            await sessionmaker.schema.look()  # so that the log says at once what is missing
+            app.state.sessionmaker = sessionmaker
             yield
+            del app.state.sessionmaker
 
-    app = FastAPI(
-        title="Heroes",
-        version="0.1.0",
-        lifespan=lifespan,
-        redirect_slashes=False,
-    )
+    app = FastAPI(title="Heroes", version="0.1.0", lifespan=lifespan)
     errors.install(app)
+    openapi.install(app)
+    answer_both_spellings(app)
     if settings.cors_origins:
         app.add_middleware(
             CORSMiddleware,
@@ -71,18 +82,17 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=REQUEST_HEADERS,
             expose_headers=RESPONSE_HEADERS,
         )
-    app.add_middleware(AnswerHead)
-    app.add_middleware(IdentifyRequest)
-    for router in (heroes.router, health.router):
-        app.router.routes += router.routes  # not include_router: `Router` says why
+    app.add_middleware(RequestMiddleware)
+    documentation = app.router.routes.copy()
+    app.include_router(heroes.router)
+    app.include_router(health.router)
+    app.router.routes[:] = [route for route in app.router.routes if route not in documentation] + documentation
 
-    app.router.add_route("/", show_documentation, include_in_schema=False)
+    @app.get("/", include_in_schema=False)
+    async def show_documentation(request: Request) -> RedirectResponse:
+        return RedirectResponse(f"{request.scope['root_path']}/docs")
+
     return app
-
-
-async def show_documentation(request: Request) -> RedirectResponse:
-    """Lead from / to the documentation."""
-    return RedirectResponse(f"{request.scope['root_path']}/docs")
 
 
 app = create_app(Settings.from_environment())

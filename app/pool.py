@@ -1,211 +1,234 @@
-"""The pool: sessions that stay open, lent to one request at a time, first come, first served."""
+"""The pool: connections that stay open, handed out first come, first served, within bounds.
+
+SQLAlchemy's own pool is not fair: a waiter that loses a race goes to the back of the queue, and starves under load.
+"""
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
-from contextvars import Context, copy_context
-from dataclasses import dataclass
-from typing import Any, NoReturn, TypeVar
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
 
+from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
-from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.database import in_transaction, is_open
-from app.errors import Unavailable
-
-T = TypeVar("T")
+from app.database import in_transaction, is_open, set_autocommit
+from app.drivers import busy_check
+from app.schema import Schema
 
 CLOSE_TIMEOUT = 20  # seconds: longer than the database lets a statement take, by default
 
 
-class BrokenOffError(Exception):
-    """The work was cancelled from within."""
+class PoolUnavailableError(Exception):
+    """No connection can be acquired now. The message is for the client."""
 
 
-class LentSession(AsyncSession):
-    """A session whose statements are committed one by one, unless they are in a `transaction`.
+@dataclass(eq=False, slots=True)
+class PooledConnection:
+    """A connection that is kept open: SQLAlchemy's two halves of it, and the driver's own."""
 
-    Its own methods for transactions would promise what they don't do here, so they raise.
-    """
+    connection: AsyncConnection
+    sync: Connection
+    driver: Any
+    options: object  # the execution options that it was opened with
+    is_busy: Callable[[], bool]  # whether a statement still runs
+    autocommit: bool | None = None
+    streamed: bool = False  # whether a result that is read while it is iterated may still read from it
 
-    def begin(self) -> NoReturn:
-        """Refuse."""
-        raise RuntimeError("begin() is not for a session that is lent: use transaction(session)")
+    def prepare(self, *, autocommit: bool) -> Connection:
+        """Set the isolation level for a transaction of a session, and return the synchronous half."""
+        if self.sync.get_transaction() is not None:
+            self.sync.rollback()  # of AUTOCOMMIT, or of a failed COMMIT: none in the database, so it is no I/O
+        if self.autocommit is not autocommit:
+            set_autocommit(self.sync, autocommit=autocommit)
+            self.autocommit = autocommit
+        return self.sync
 
-    async def commit(self) -> None:
-        """Refuse."""
-        raise RuntimeError(
-            "commit() is not for a session that is lent: its statements are, or use transaction(session)"
+    @property
+    def is_clean(self) -> bool:
+        """Whether nothing of what it was used for is left: a transaction, a statement, or options of the connection."""
+        return (
+            not self.streamed
+            and not self.sync.invalidated
+            and self.sync.get_execution_options() is self.options
+            and is_open(self.driver)
+            and not in_transaction(self.driver)
+            and not self.is_busy()
         )
 
-    async def rollback(self) -> None:
-        """Refuse."""
-        raise RuntimeError("rollback() is not for a session that is lent: use transaction(session), and raise")
-
-    def forget(self) -> None:
-        """Be as good as new."""
-        if self.new or self.dirty or self.deleted:
-            raise RuntimeError("objects are written in transaction(session), and some were left unwritten")
-        self.expunge_all()
-
-
-def check_over(driver: Any) -> None:
-    """Refuse to answer for what nobody has committed."""
-    if in_transaction(driver):
-        raise RuntimeError("a transaction was left open: use transaction(session)")
-
 
 @dataclass(eq=False, slots=True)
-class Kept:
-    """A session that is kept open, its connection, and the driver's own connection."""
+class Waiter:
+    """A place in the queue. Its future is done when a connection may be taken, or fails when that takes too long."""
 
-    session: LentSession
-    connection: AsyncConnection
-    driver: Any
-
-
-@dataclass(eq=False, slots=True)
-class Order:
-    """Work to be done with a session, for a request that waits for its outcome."""
-
-    work: Callable[[AsyncSession], Awaitable[Any]]
-    outcome: asyncio.Future[Any]
-    context: Context
+    future: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
     timer: asyncio.TimerHandle | None = None
-    task: asyncio.Task[None] | None = None
 
 
-class SessionPool:
-    """The sessions of one engine, and the queue of those who wait for one.
-
-    Work that has begun is done to its end, even if the client leaves: stopped in the middle, it would leave a lock in a
-    SQLite file, or a statement running on Postgres. It is the database that limits how long a statement takes.
+class ConnectionPool:
+    """The connections of one engine, and the queue of those who wait for one.
 
     Attributes:
-        free: how many sessions may be lent now.
+        engine: whose connections they are.
+        free: how many connections can be acquired without waiting.
     """
 
-    def __init__(self, engine: AsyncEngine, *, size: int, queue_size: int, queue_timeout: float) -> None:
-        """Take the timeout in seconds."""
-        self.free = size
-        self._engine = engine
-        self._idle: list[Kept] = []
-        self._queue: deque[Order] = deque()
-        self._queue_size = queue_size
-        self._queue_timeout = queue_timeout
-        self._begun: set[Order] = set()
-
-    async def lend(self, work: Callable[[AsyncSession], Awaitable[T]], *, begun: bool = False) -> T:
-        """Have work done with a session, when it is its turn. Its statements are committed one by one.
+    def __init__(
+        self,
+        engine: AsyncEngine,
+        *,
+        size: int,
+        queue_size: int,
+        queue_timeout: float,
+        schema: Schema | None = None,
+    ) -> None:
+        """Create an empty pool.
 
         Args:
-            work: what to do. It is done to its end.
-            begun: it goes on with what a client is getting already, so it is not refused: it waits.
+            engine: what connects.
+            size: how many connections there are at most.
+            queue_size: how many may wait for one.
+            queue_timeout: how long, in seconds.
+            schema: until it is current, no connection is handed out.
+        """
+        self.free = size
+        self._size = size
+        self.engine = engine
+        self._idle: list[PooledConnection] = []
+        self._queue: deque[Waiter] = deque()
+        self._queue_size = queue_size
+        self._queue_timeout = queue_timeout
+        self._in_use: set[PooledConnection] = set()
+        self._discarding: set[asyncio.Task[None]] = set()
+        self._closed = False
+        self._schema = schema
+
+    def acquire_nowait(self) -> PooledConnection | None:
+        """Acquire a connection that is open and idle, if there is one."""
+        if not self.free or not self._idle or not is_open(self._idle[-1].driver):
+            return None
+        if self._schema and not self._schema.is_current:
+            return None
+        self.free -= 1
+        pooled = self._idle.pop()
+        self._in_use.add(pooled)
+        return pooled
+
+    async def acquire(self, *, patient: bool = False) -> PooledConnection:
+        """Acquire a connection, in the order of arrival. It is to be given back by `release`.
+
+        Args:
+            patient: wait for as long as it takes, whatever the length of the queue.
 
         Raises:
-            Unavailable: too many wait already, or this one has waited too long.
+            PoolUnavailableError: too many wait already, or this one has waited for too long, or the pool is closed.
+            SchemaUnavailableError: the database is not at the revision that this release needs.
+            SQLAlchemyError: the database can't be connected to.
         """
-        loop = asyncio.get_running_loop()
-        order = Order(work, loop.create_future(), copy_context())
-        if self.free:
-            self.free -= 1
-            self._begin(order)
-        elif begun:
-            self._queue.append(order)
-        else:
+        if self._schema:
+            await self._schema.require()
+        if self._closed:
+            raise PoolUnavailableError("The service is shutting down.")
+        if not patient:
             self.check_queue()
-            order.timer = loop.call_later(self._queue_timeout, self._give_up, order)
-            self._queue.append(order)
-        outcome: T = await order.outcome
-        return outcome
+        await self._take_slot(None if patient else self._queue_timeout)
+        try:
+            pooled = await self._connect()
+        except BaseException:
+            self._wake_next()
+            raise
+        self._in_use.add(pooled)
+        return pooled
+
+    def release(self, pooled: PooledConnection) -> None:
+        """Give a connection back. One that is broken, or not clean, is closed, and replaced when it is needed."""
+        self._in_use.remove(pooled)
+        if pooled.is_clean:
+            self._idle.append(pooled)
+            self._wake_next()
+            return
+        task = asyncio.get_running_loop().create_task(self._discard(pooled))
+        self._discarding.add(task)
+        task.add_done_callback(self._discarding.discard)
 
     def check_queue(self) -> None:
-        """Let one more request pass, though it may have to wait.
+        """Let one more request in, though it may have to wait.
 
         Raises:
-            Unavailable: too many wait already.
+            PoolUnavailableError: too many wait already.
         """
         if not self.free and len(self._queue) >= self._queue_size:
-            raise Unavailable("Too many requests are waiting for the database.")
+            raise PoolUnavailableError("Too many requests are waiting for a database connection.")
 
     async def close(self) -> None:
-        """Wait for the work that has begun, but break off what takes too long. Then close every connection."""
-        if tasks := [order.task for order in self._begun if order.task]:
-            _, late = await asyncio.wait(tasks, timeout=CLOSE_TIMEOUT)
-            for task in late:
-                task.cancel()
-        while self._idle:
-            await _discard(self._idle.pop())
+        """Close every connection. Those in use are waited for, up to `CLOSE_TIMEOUT`, and then closed too.
 
-    def _begin(self, order: Order) -> None:
-        order.task = asyncio.create_task(self._do(order), context=order.context)
-        self._begun.add(order)
+        Requests that wait for a connection are served first. Those that come later are refused.
+        """
+        self._closed = True
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_TIMEOUT):
+                for _ in range(self._size):
+                    await self._take_slot(None)
+        for waiter in [*self._queue]:
+            self._expire(waiter)
+        for pooled in [*self._in_use, *self._idle]:
+            await _close(pooled)
+        self._idle.clear()
 
-    def _give_up(self, order: Order) -> None:
-        self._queue.remove(order)
-        if not order.outcome.cancelled():
-            order.outcome.set_exception(Unavailable("The request has waited too long for the database."))
+    async def _take_slot(self, patience: float | None) -> None:
+        if self.free:
+            self.free -= 1
+            return
+        waiter = Waiter()
+        if patience is not None:
+            waiter.timer = asyncio.get_running_loop().call_later(patience, self._expire, waiter)
+        self._queue.append(waiter)
+        try:
+            await waiter.future
+        except asyncio.CancelledError:
+            if waiter in self._queue:
+                self._queue.remove(waiter)
+            elif not waiter.future.cancelled() and waiter.future.exception() is None:
+                self._wake_next()  # it had its turn in the same moment
+            raise
+        finally:
+            if waiter.timer:
+                waiter.timer.cancel()
 
-    def _next(self) -> None:
+    def _expire(self, waiter: Waiter) -> None:
+        if waiter in self._queue:
+            self._queue.remove(waiter)
+            waiter.future.set_exception(PoolUnavailableError("Timed out waiting for a database connection."))
+
+    def _wake_next(self) -> None:
         while self._queue:
-            order = self._queue.popleft()
-            if order.timer:
-                order.timer.cancel()
-            if not order.outcome.cancelled():
-                self._begin(order)
+            waiter = self._queue.popleft()
+            if not waiter.future.done():
+                waiter.future.set_result(None)
                 return
         self.free += 1
 
-    async def _do(self, order: Order) -> None:
-        try:
-            outcome = await self._use(order.work)
-        except BaseException as error:
-            if not order.outcome.cancelled():
-                # What is no Exception would end whoever waits for it too.
-                order.outcome.set_exception(error if isinstance(error, Exception) else BrokenOffError())
-            if not isinstance(error, Exception):
-                raise
-        else:
-            if not order.outcome.cancelled():
-                order.outcome.set_result(outcome)
-        finally:
-            self._begun.remove(order)
-            self._next()
-
-    async def _use(self, work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        kept = await self._open()
-        try:
-            outcome = await work(kept.session)
-            if kept.session.new or kept.session.identity_map:  # it has worked with objects, which few do
-                kept.session.forget()
-            check_over(kept.driver)
-        except BaseException:
-            try:
-                await kept.session.close()
-            finally:
-                await self._take_back(kept)
-            raise
-        self._idle.append(kept)
-        return outcome
-
-    async def _open(self) -> Kept:
+    async def _connect(self) -> PooledConnection:
         while self._idle:
-            kept = self._idle.pop()
-            if is_open(kept.driver):
-                return kept
-            await _discard(kept)
-        connection = await self._engine.connect()
+            pooled = self._idle.pop()
+            if is_open(pooled.driver):
+                return pooled
+            await _close(pooled)
+        connection = await self.engine.connect()
+        sync = connection.sync_connection
+        assert sync is not None  # noqa: S101 - for the types: it has just been opened
         driver = (await connection.get_raw_connection()).driver_connection
-        return Kept(LentSession(bind=connection, expire_on_commit=False, autoflush=False), connection, driver)
+        return PooledConnection(connection, sync, driver, sync.get_execution_options(), busy_check(sync))
 
-    async def _take_back(self, kept: Kept) -> None:
-        if is_open(kept.driver) and not in_transaction(kept.driver):
-            self._idle.append(kept)
-        else:
-            await _discard(kept)
+    async def _discard(self, pooled: PooledConnection) -> None:
+        try:
+            await _close(pooled)
+        finally:
+            self._wake_next()
 
 
-async def _discard(kept: Kept) -> None:
-    await kept.session.close()
-    await kept.connection.invalidate()
-    await kept.connection.close()
+async def _close(pooled: PooledConnection) -> None:
+    await pooled.connection.invalidate()
+    await pooled.connection.close()

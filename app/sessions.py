@@ -1,138 +1,173 @@
-"""Sessions: the two doors to the database, and how handlers get through them."""
+"""Sessions: the `AsyncSession` of a request, as a FastAPI dependency, and of everything outside of requests."""
 
-import inspect
 from collections.abc import AsyncIterator, Callable
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
-from enum import Enum
-from functools import wraps
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Self
 
-from fastapi import Depends, Request
-from sqlalchemy.exc import SQLAlchemyError
+from fastapi import Depends, FastAPI
+from fastapi.requests import HTTPConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.database import BEGIN, COMMIT, Database, in_transaction
-from app.pool import SessionPool
+from app.database import Database
+from app.drivers import before_response
+from app.pool import ConnectionPool
+from app.pooled_session import RequestSession
 from app.schema import Schema
 
-
-class Door(Enum):
-    """Marks the parameter of a handler that is a session, with the door that it comes from."""
-
-    READS = "reads"
-    WRITES = "writes"
-
-
-# Each statement is committed when it is done, so that it costs one round trip; `transaction` makes several one.
-SessionDep = Annotated[AsyncSession, Door.WRITES]
-ReadSessionDep = Annotated[AsyncSession, Door.READS]
+REQUEST_SESSION = "request_session"  # the key in the scope of a request
+NOT_OPEN = (
+    "The database is not open: start this app's lifespan. `with TestClient(app)` does, and an app that it is mounted"
+    " under has to: `async with sub_app.router.lifespan_context(sub_app)`."
+)
 
 
-class Sessions:
-    """The two doors to the database, and one for what streams.
+class SessionMaker:
+    """Creates the sessions of one process: `async with sessionmaker() as session`.
 
-    - `writes`: for statements that change something.
-    - `reads`: for those that don't. On Postgres both are one pool; on SQLite its sessions can't write, and wait for no
-      writer.
-    - `streams`: for what reads many times for one response. All of these take turns with one session, so that however
-      many there are, no request waits for them.
+    Attributes:
+        reads: the pool for reading. On Postgres it is the same as `writes`; on SQLite its connections can't write, and
+            wait for no writer.
+        writes: the pool for everything else. On SQLite it has one connection.
+        database: the engines of the pools.
+        schema: whether the database has the revision that this release needs.
     """
 
     def __init__(
         self, database: Database, schema: Schema, *, pool_size: int, queue_size: int, queue_timeout: float
     ) -> None:
-        """Take what `SessionPool` takes."""
-        self.reads = SessionPool(database.reads, size=pool_size, queue_size=queue_size, queue_timeout=queue_timeout)
+        """Create the pools. The timeout is in seconds."""
+        limits: dict[str, Any] = {"queue_size": queue_size, "queue_timeout": queue_timeout, "schema": schema}
+        self.database = database
+        self.schema = schema
+        self.reads = ConnectionPool(database.reads, size=pool_size, **limits)
         self.writes = self.reads
         if database.writes is not database.reads:
-            self.writes = SessionPool(database.writes, size=1, queue_size=queue_size, queue_timeout=queue_timeout)
-        self.streams = SessionPool(database.reads, size=1, queue_size=queue_size, queue_timeout=queue_timeout)
-        self.schema = schema
-
-    def pool(self, door: Door) -> SessionPool:
-        """Find the sessions behind a door."""
-        return self.reads if door is Door.READS else self.writes
+            self.writes = ConnectionPool(database.writes, size=1, **limits)
+        self._streams = ConnectionPool(database.reads, size=1, **limits)
 
     async def __aenter__(self) -> Self:
-        """Be used for the length of a block."""
+        """Enter the block."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the doors behind the work that has begun."""
+        """Close the pools."""
         async with AsyncExitStack() as stack:
-            for pool in (self.reads, self.writes, self.streams):
+            for pool in {self.reads, self.writes, self._streams}:
                 stack.push_async_callback(pool.close)
 
+    @asynccontextmanager
+    async def __call__(self, *, autocommit: bool = False, read: bool = False) -> AsyncIterator[AsyncSession]:
+        """Open a session for a block. What is not committed at its end is rolled back.
 
-@asynccontextmanager
-async def transaction(session: AsyncSession) -> AsyncIterator[None]:
-    """Make the statements of a block one transaction: all are committed when it ends, or none if it raises.
+        Args:
+            autocommit: whether each statement commits by itself, outside of a transaction that `begin` begins.
+            read: whether it only reads. On SQLite it can't write then, and waits for no writer.
+        """
+        session = self.create(self.reads if read else self.writes, autocommit=autocommit, read=read)
+        try:
+            yield session
+        finally:
+            await session.finish()
 
-    Objects that were added or changed are written too.
+    def streaming(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
+        """Return what opens a session for each chunk of one streamed response.
+
+        All such responses share one connection, so that requests never wait for them. Only the first chunk can be
+        refused: once a response has begun, the next ones wait for as long as it takes.
+        """
+        begun = False
+
+        @asynccontextmanager
+        async def open_session() -> AsyncIterator[AsyncSession]:
+            nonlocal begun
+            session = self.create(self._streams, autocommit=True, read=True, patient=begun)
+            begun = True
+            try:
+                yield session
+            finally:
+                await session.finish()
+
+        return open_session
+
+    def create(
+        self, pool: ConnectionPool, *, autocommit: bool, read: bool = False, patient: bool = False
+    ) -> RequestSession:
+        """Create a session that whoever asks for it has to finish."""
+        return RequestSession(
+            pool=pool,
+            autocommit=autocommit,
+            read=read,
+            patient=patient,
+            expire_on_commit=False,
+        )
+
+
+async def get_sessionmaker(connection: HTTPConnection) -> SessionMaker:
+    """Return what opens sessions that outlive the request: in background tasks, WebSockets and streams.
+
+    Raises:
+        RuntimeError: the app's lifespan has not started.
     """
-    connection = await session.connection()
-    if in_transaction((await connection.get_raw_connection()).driver_connection):
-        raise RuntimeError("a transaction in a transaction would end with the first of the two")
-    await connection.exec_driver_sql(BEGIN[connection.dialect.name])
-    session.autoflush = True
+    return _sessionmaker_of(connection.app)
+
+
+def _sessionmaker_of(app: FastAPI) -> SessionMaker:
+    sessionmaker = getattr(app.state, "sessionmaker", None)
+    if not isinstance(sessionmaker, SessionMaker):
+        raise RuntimeError(NOT_OPEN)  # noqa: TRY004 - no caller has passed a wrong type
+    return sessionmaker
+
+
+async def get_session(connection: HTTPConnection) -> AsyncIterator[AsyncSession]:
+    """Yield the session of the request. Nothing is kept without `commit()`."""
+    session = _take_session(connection, autocommit=False)
     try:
-        yield
-        await session.flush()
-        for statement in COMMIT[connection.dialect.name]:
-            await connection.exec_driver_sql(statement)
-    except BaseException:
-        session.expunge_all()
-        with suppress(SQLAlchemyError):  # what has not rolled back is not lent again
-            await connection.exec_driver_sql("ROLLBACK")
-        raise
+        yield session
     finally:
-        session.autoflush = False
+        await _leave_session(connection, session)
 
 
-async def streams(request: Request) -> SessionPool:
-    """Find the session for what reads many times for one response. It is lent for one read at a time."""
-    sessions: Sessions = request.app.state.sessions
-    await sessions.schema.require()
-    return sessions.streams
+async def get_autocommit_session(connection: HTTPConnection) -> AsyncSession:
+    """Return the session of the request in AUTOCOMMIT: a statement is one round trip, and is kept.
 
-
-Streams = Annotated[SessionPool, Depends(streams)]
-
-REQUEST = "lending_request"
-
-
-def lending(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Turn a handler that takes a session into an endpoint that FastAPI calls without one.
-
-    The session is lent after FastAPI's validation, so that an invalid request never waits for one, and is back before
-    the response starts. A dependency could do neither, and costs more.
+    Several statements, or objects, belong in a transaction: `async with session.begin()`.
     """
-    signature = inspect.signature(handler, eval_str=True)
-    doors = {
-        parameter.name: mark
-        for parameter in signature.parameters.values()
-        for mark in getattr(parameter.annotation, "__metadata__", ())
-        if isinstance(mark, Door)
-    }
-    if not doors:
-        return handler
-    if len(doors) > 1:
-        raise TypeError(f"{handler.__name__} takes more than one session: with two, it would wait for itself")
-    if not inspect.iscoroutinefunction(handler):
-        raise TypeError(f"{handler.__name__} takes a session, so it must be async, and return what it answers")
-    ((name, door),) = doors.items()
-    parameters = [parameter for parameter in signature.parameters.values() if parameter.name != name]
-    own = next((parameter.name for parameter in parameters if parameter.annotation is Request), None)
+    session = _take_session(connection, autocommit=True)
+    before_response(connection.scope, _leave_session, connection, session)
+    return session
 
-    @wraps(handler)
-    async def endpoint(**values: Any) -> Any:
-        request: Request = values[own] if own else values.pop(REQUEST)
-        sessions: Sessions = request.app.state.sessions
-        await sessions.schema.require()
-        return await sessions.pool(door).lend(lambda session: handler(**values, **{name: session}))
 
-    if not own:  # FastAPI gives a function its request once, under the last of the names that it asks for it by
-        parameters.append(inspect.Parameter(REQUEST, inspect.Parameter.KEYWORD_ONLY, annotation=Request))
-    endpoint.door = door  # type: ignore[attr-defined]  # read by `http`, when a request arrives
-    endpoint.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # read by FastAPI
-    return endpoint
+async def get_read_session(connection: HTTPConnection) -> AsyncSession:
+    """Return the session of the request for reading, in AUTOCOMMIT unless another dependency writes with it."""
+    session = _take_session(connection, autocommit=True, read=True)
+    before_response(connection.scope, _leave_session, connection, session)
+    return session
+
+
+def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = False) -> RequestSession:
+    sessionmaker = _sessionmaker_of(connection.app)
+    session: RequestSession | None = connection.scope.get(REQUEST_SESSION)
+    pool = sessionmaker.reads if read else sessionmaker.writes
+    if session is None:
+        pool.check_queue()
+        session = sessionmaker.create(pool, autocommit=autocommit, read=read)
+        connection.scope[REQUEST_SESSION] = session
+    elif not read:
+        session.widen(pool, autocommit=autocommit)
+    session.holders += 1
+    return session
+
+
+async def _leave_session(connection: HTTPConnection, session: RequestSession) -> None:
+    session.holders -= 1
+    if not session.holders:
+        del connection.scope[REQUEST_SESSION]
+        await session.finish()
+
+
+# scope="function": the exit code runs before the response is sent, so that a client that has an answer finds its write,
+# and the connection is back.
+SessionDep = Annotated[AsyncSession, Depends(get_session, scope="function")]
+AutocommitSessionDep = Annotated[AsyncSession, Depends(get_autocommit_session)]
+ReadSessionDep = Annotated[AsyncSession, Depends(get_read_session)]
+SessionMakerDep = Annotated[SessionMaker, Depends(get_sessionmaker)]

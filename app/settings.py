@@ -1,4 +1,4 @@
-"""What operators set, by environment variables of the same names in capitals."""
+"""Settings: read from environment variables of the same names, in upper case."""
 
 import re
 from typing import Annotated, Literal, Self
@@ -9,30 +9,30 @@ from sqlalchemy import URL
 
 from app.urls import parse_url
 
-# The databases count milliseconds, in 32 bits.
+# Both databases take timeouts as milliseconds in 32 bits.
 Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
 ORIGIN = re.compile(r"https?://[^/?#\s*]+")
 
 
 def split(text: object) -> object:
-    """Take the words between commas."""
+    """Split a comma-separated value."""
     return [word.strip() for word in text.split(",") if word.strip()] if isinstance(text, str) else text
 
 
 def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
-    """Refuse what no browser sends as an origin.
+    """Refuse an origin that no browser sends.
 
     Raises:
-        ValueError: one is not like https://example.org.
+        ValueError: one is not of the form https://example.org.
     """
     for origin in origins:
         if origin != "*" and not ORIGIN.fullmatch(origin):
-            raise ValueError("an origin is a scheme and a host, such as https://example.org, without a path")
+            raise ValueError("an origin is a scheme and a host without a path, such as https://example.org")
     return origins
 
 
 class Settings(BaseSettings):
-    """The settings of one process, read once and never changed."""
+    """The settings of a process, read once."""
 
     model_config = SettingsConfigDict(frozen=True, arbitrary_types_allowed=True)
 
@@ -45,59 +45,59 @@ class Settings(BaseSettings):
         default=10,
         ge=1,
         le=1000,
-        description="Connections of one process for requests. On SQLite, for those that read.",
+        description="Connections of each process for requests; on SQLite, for those that read.",
     )
     queue_size: int = Field(
         default=1024,
         ge=0,
-        description="Requests of one process that wait for a connection. One more gets 503 at once.",
+        description="Requests of each process that may wait for a connection. Any more get 503 at once.",
     )
     queue_timeout: Seconds = Field(
         default=5,
-        description="Seconds that a request waits for a connection, until it gets 503.",
+        description="Seconds that a request waits for a connection before it gets 503.",
     )
     lock_timeout: Seconds = Field(
         default=5,
-        description="Seconds that a statement waits for a lock that another one holds.",
+        description="Seconds that a statement waits for a lock.",
     )
     statement_timeout: Seconds = Field(
         default=10,
-        description="Seconds that one statement may take on Postgres.",
+        description="Seconds that a statement may run on Postgres.",
     )
     migration_timeout: Seconds = Field(
         default=600,
-        description="Seconds that `alembic upgrade` waits for another one, and for locks that others hold.",
+        description="Seconds that `alembic upgrade` waits for another upgrade, and retries when blocked by a lock.",
     )
     migration_lock_timeout: Seconds = Field(
         default=1,
-        description="Seconds that it waits at a time, while requests queue up behind it.",
+        description="Seconds that one try of an upgrade waits for a lock; requests queue behind it for as long.",
     )
     migration_statement_timeout: Seconds = Field(
         default=15,
-        description="Seconds that one of its statements may keep a lock on Postgres.",
+        description="Seconds that a statement of an upgrade may run on Postgres, and keep its lock.",
     )
     sqlite_synchronous: Literal["NORMAL", "FULL"] = Field(
         default="NORMAL",
-        description="FULL: a write on SQLite survives a power cut too, at the price of an fsync.",
+        description="`FULL`: committed writes on SQLite survive a power failure too, at the cost of an fsync each.",
     )
 
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(check_origins)] = Field(
         default=(),
-        description="Origins whose pages in a browser may use the API, with commas between them; `*` is all.",
+        description="Origins whose pages may use the API in a browser, separated by commas; `*` allows all.",
     )
 
     @classmethod
     def from_environment(cls) -> Self:
-        """Read the environment, or leave the process with one sentence that says what to mend.
+        """Read the environment, or exit with one sentence for each invalid variable.
 
         Raises:
-            SystemExit: a variable is wrong. The sentence names it, without its value: a URL holds a password.
+            SystemExit: a variable is invalid. The sentence does not repeat the value: a URL contains a password.
         """
         try:
             return cls()
         except ValidationError as error:
             sentences = (
-                f"{str(wrong['loc'][0]).upper()}: {wrong['msg'].removeprefix('Value error, ')}."
-                for wrong in error.errors()
+                f"{str(invalid['loc'][0]).upper()}: {invalid['msg'].removeprefix('Value error, ')}."
+                for invalid in error.errors()
             )
             raise SystemExit("\n".join(sentences)) from None

@@ -1,4 +1,4 @@
-"""URLs: what may be said of a database in one line, and what of it is understood."""
+"""URLs: the database URLs that the service supports."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,8 +10,8 @@ from sqlalchemy.exc import ArgumentError
 PORTS = range(1, 2**16)
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
-# What asyncpg reads in a URL as libpq does. Where a set of values follows, any other is refused here, at start: asyncpg
-# would refuse it too, but at every request.
+# The parameters of a URL that asyncpg reads with libpq's meaning. Where a set of values follows, others are refused at
+# startup: asyncpg would refuse them too, but at every request.
 POSTGRES_PARAMETERS: Mapping[str, frozenset[str] | None] = {
     "application_name": None,
     "channel_binding": frozenset({"disable", "prefer", "require"}),
@@ -29,32 +29,32 @@ POSTGRES_PARAMETERS: Mapping[str, frozenset[str] | None] = {
 
 
 def is_sqlite(url: URL) -> bool:
-    """Tell the one database from the other."""
+    """Tell whether the database is SQLite; otherwise it is Postgres."""
     return url.get_backend_name() == "sqlite"
 
 
 def parse_url(text: str) -> URL:
-    """Understand a database URL as people and hosting companies write it.
+    """Parse a database URL, in any of the forms that hosting companies use.
 
     Returns:
-        The URL with the driver that this service uses.
+        The URL, with the driver that the service uses.
 
     Raises:
-        ValueError: this service can't use it. The message never repeats the URL.
+        ValueError: the URL is not supported. The message does not contain it.
     """
     try:
         url = make_url(text)
         urlsplit(url.render_as_string(hide_password=False))  # as asyncpg will read it
     except (ArgumentError, ValueError):
         raise ValueError(
-            "this is not a URL such as sqlite:///database.db or postgresql://user:password@host:5432/name"
+            "not a URL such as sqlite:///database.db or postgresql://user:password@host:5432/name"
         ) from None
     name, _, driver = url.drivername.partition("+")
     if name not in DRIVERS:
-        raise ValueError(f"the database {name!r} is not supported, only sqlite:// and postgresql:// are")
+        raise ValueError(f"the database {name!r} is not supported: use sqlite:// or postgresql://")
     url = url.set(drivername=DRIVERS[name])
     if driver not in {"", url.get_driver_name()}:
-        raise ValueError(f"the driver {driver!r} is not supported, leave it out or write {url.drivername}://")
+        raise ValueError(f"the driver {driver!r} is not supported: leave it out, or write {url.drivername}://")
     if is_sqlite(url):
         _check_sqlite(url)
     else:
@@ -64,22 +64,20 @@ def parse_url(text: str) -> URL:
 
 def _check_sqlite(url: URL) -> None:
     if url.query:
-        raise ValueError(f"the parameter {next(iter(url.query))!r} is not understood, a SQLite URL takes none")
+        raise ValueError(f"the parameter {next(iter(url.query))!r} is not supported: a SQLite URL takes none")
     if url.host:
         raise ValueError("a SQLite URL has three slashes before a relative path and four before an absolute one")
     if not url.database or url.database == ":memory:" or url.database.startswith("file:"):
-        raise ValueError(
-            "a SQLite database in memory (:memory:) is not supported, name a file as in sqlite:///database.db"
-        )
+        raise ValueError("a database in memory (:memory:) is not supported: name a file, as in sqlite:///database.db")
     path = Path(url.database)
     if url.database.endswith("/") or not path.parent.is_dir() or path.is_dir():
-        raise ValueError("the SQLite file can't be there, name a file in a folder that exists")
+        raise ValueError("not a path for a SQLite file: name a file in a folder that exists")
 
 
 def _check_postgres(url: URL) -> None:
     for name, value in url.query.items():
         if name not in POSTGRES_PARAMETERS:
-            raise ValueError(f"the parameter {name!r} is not understood, leave it out")
+            raise ValueError(f"the parameter {name!r} is not supported: leave it out")
         allowed = POSTGRES_PARAMETERS[name]
         if allowed and value not in allowed:
             raise ValueError(f"the parameter {name!r} must be one of {', '.join(sorted(allowed))}")
@@ -89,4 +87,4 @@ def _check_postgres(url: URL) -> None:
     if not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports.split(",")):
         raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")
     if "@" in (url.host or ""):
-        raise ValueError("write an @ in the user or password as %40")
+        raise ValueError("write an @ in the user name or password as %40")

@@ -1,1 +1,1 @@
-"""Migrations: how the schema changes. Alembic reads env.py and versions/, revisions use online.py."""
+"""Migrations: Alembic's environment and revisions. Revisions import `online`."""

@@ -1,125 +1,115 @@
-"""Autogenerate: how Alembic writes revisions from the models, so that they can run under traffic."""
+"""Autogenerate: hooks that make Alembic write revisions which can run under traffic."""
 
-from collections.abc import Iterable
-from typing import Any, Literal, cast
+import secrets
+from typing import Any, Literal
 
-from alembic import command
-from alembic.autogenerate import renderers
+from alembic import context
+from alembic.autogenerate import render_python_code, renderers
 from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
-from alembic.util import CommandError, rev_id
+from alembic.util import CommandError
 from sqlmodel import SQLModel
 
 IndexOp = ops.CreateIndexOp | ops.DropIndexOp
 
 
 def include_name(name: str | None, kind: str, _: Any) -> bool:
-    """Leave the tables of other applications alone: what no model names is not ours."""
+    """Ignore the tables of other applications: those that no model names."""
     return kind != "table" or name in SQLModel.metadata.tables
 
 
 def compare_server_default(*arguments: Any) -> bool | None:
-    """Take an empty text for one, however it is quoted: Alembic doesn't on SQLite. The rest is left to Alembic."""
-    *_, found, _, wanted = arguments
-    both = (found, wanted)
-    return False if None not in both and not any(default.strip("()'\"") for default in both) else None
+    """Treat empty strings as equal, however they are quoted. On SQLite, Alembic does not."""
+    *_, inspected, _, metadata = arguments
+    defaults = (inspected, metadata)
+    return False if None not in defaults and not any(default.strip("()'\"") for default in defaults) else None
 
 
 def render_item(kind: str, item: Any, _: AutogenContext) -> str | Literal[False]:
-    """Write SQLModel's types as SQLAlchemy's, so that a revision needs no import and outlives SQLModel."""
+    """Render SQLModel's types as SQLAlchemy's, so that a revision does not import SQLModel."""
     if kind == "type" and type(item).__module__.startswith("sqlmodel."):
         return f"sa.{item.impl!r}"
     return False
 
 
-class OnlineIndex(ops.MigrateOperation):
-    """An index, more or less, on a table that is in use."""
+class OnlineIndexOp(ops.MigrateOperation):
+    """Create or drop an index by `migrations.online`."""
 
     def __init__(self, operation: IndexOp) -> None:
         self.operation = operation
 
-    def reverse(self) -> "OnlineIndex":
-        """Undo it in the same way."""
-        return OnlineIndex(self.operation.reverse())
+    def reverse(self) -> "OnlineIndexOp":
+        """Return the operation that undoes this one."""
+        return OnlineIndexOp(self.operation.reverse())
 
 
-@renderers.dispatch_for(OnlineIndex)
-def render_online_index(context: AutogenContext, index: OnlineIndex) -> str:
-    """Write what Alembic writes, but as a call of `migrations.online`."""
-    context.imports.add("from migrations import online")
-    rendered = cast(str, renderers.dispatch(index.operation)(context, index.operation))
-    return rendered.replace("op.", "online.", 1)
+@renderers.dispatch_for(OnlineIndexOp)
+def render_online_index(autogen_context: AutogenContext, operation: OnlineIndexOp) -> str:
+    """Render Alembic's own call, with `online` in place of `op`."""
+    autogen_context.imports.add("from migrations import online")
+    migration = MigrationContext.configure(dialect=autogen_context.migration_context.dialect)
+    code = render_python_code(ops.UpgradeOps([operation.operation]), migration_context=migration)
+    lines = [line.strip() for line in code.splitlines()[1:-1]]  # between Alembic's two comments
+    return "\n".join(lines).replace("op.", "online.", 1)
 
 
-def split(migration: MigrationContext, _: Any, scripts: list[ops.MigrationScript]) -> None:
-    """Give indexes on tables that are in use revisions of their own: they are not made in a transaction.
+def split_online_indexes(_migration: Any, _revision: Any, scripts: list[ops.MigrationScript]) -> None:
+    """Move indexes on existing tables to revisions of their own: they are built outside a transaction.
 
     Raises:
-        CommandError: a new column could not be filled, neither in the rows that are there nor by the release before.
+        CommandError: a new column has no value for existing rows.
     """
     (script,) = scripts
     if script.message is None or script.upgrade_ops is None:
-        if getattr(migration.config and migration.config.cmd_opts, "cmd", [None])[0] is command.revision:
-            raise CommandError("Say what the revision does: --message '...'")
-        return  # `alembic check` wants to know what differs, in one list
-    drops, rest, creates = _sort(script.upgrade_ops)
-    for operation in rest:
-        _refuse_a_column_without_value(operation)
+        if getattr(context.config.cmd_opts, "autogenerate", False):
+            raise CommandError("Describe the revision: --message '...'")
+        return  # `alembic check` lists all differences of one script
+    drops: list[ops.MigrateOperation] = []
+    others: list[ops.MigrateOperation] = []
+    creates: list[ops.MigrateOperation] = []
+    whole_tables = {
+        op.table_name for op in script.upgrade_ops.ops if isinstance(op, ops.CreateTableOp | ops.DropTableOp)
+    }
+    for group in script.upgrade_ops.ops:
+        if isinstance(group, ops.ModifyTableOps) and group.table_name not in whole_tables:
+            refuse_column_without_value(group)
+            drops += [OnlineIndexOp(op) for op in group.ops if isinstance(op, ops.DropIndexOp)]
+            creates += [OnlineIndexOp(op) for op in group.ops if isinstance(op, ops.CreateIndexOp)]
+            group.ops = [op for op in group.ops if not isinstance(op, IndexOp)]
+        if not isinstance(group, ops.ModifyTableOps) or group.ops:
+            others.append(group)
     if not drops and not creates:
         return
-    parts = [part for part in (drops, rest, creates) if part]
+    parts = [part for part in (drops, others, creates) if part]
     scripts.clear()
-    head = script.head
-    for position, operations in enumerate(parts, start=1):
+    head, revision = script.head, script.rev_id
+    for number, operations in enumerate(parts, start=1):
         upgrade = ops.UpgradeOps(operations)
-        part = ops.MigrationScript(
-            rev_id() if scripts else script.rev_id,
-            upgrade,
-            upgrade.reverse(),
-            # The number first: a file's name has the beginning of the message, and files shall sort as they run.
-            message=f"{position} of {len(parts)}: {script.message}" if len(parts) > 1 else script.message,
-            head=head,
-            splice=script.splice,
-            version_path=script.version_path,
+        # The number comes first: the message begins the file name, and files sort in the order of the revisions.
+        message = f"{number} of {len(parts)}: {script.message}" if len(parts) > 1 else script.message
+        scripts.append(
+            ops.MigrationScript(
+                revision,
+                upgrade,
+                upgrade.reverse(),
+                message=message,
+                head=head,
+                splice=script.splice,
+                version_path=script.version_path,
+            )
         )
-        scripts.append(part)
-        head = part.rev_id
+        head, revision = str(revision), secrets.token_hex(6)
 
 
-def _sort(
-    upgrade: ops.UpgradeOps,
-) -> tuple[list[ops.MigrateOperation], list[ops.MigrateOperation], list[ops.MigrateOperation]]:
-    """Take the indexes on tables that are in use out of the rest: those that go, and those that come."""
-    whole = {
-        operation.table_name for operation in upgrade.ops if isinstance(operation, ops.CreateTableOp | ops.DropTableOp)
-    }
-    drops: list[ops.MigrateOperation] = []
-    rest: list[ops.MigrateOperation] = []
-    creates: list[ops.MigrateOperation] = []
-    for group in upgrade.ops:
-        if not isinstance(group, ops.ModifyTableOps) or group.table_name in whole:
-            rest.append(group)
-            continue
-        drops += _online(group.ops, ops.DropIndexOp)
-        creates += _online(group.ops, ops.CreateIndexOp)
-        group.ops = [operation for operation in group.ops if not isinstance(operation, IndexOp)]
-        if group.ops:
-            rest.append(group)
-    return drops, rest, creates
-
-
-def _online(operations: Iterable[ops.MigrateOperation], kind: type[Any]) -> list[ops.MigrateOperation]:
-    return [OnlineIndex(operation) for operation in operations if isinstance(operation, kind)]
-
-
-def _refuse_a_column_without_value(group: ops.MigrateOperation) -> None:
-    for operation in group.ops if isinstance(group, ops.ModifyTableOps) else ():
+def refuse_column_without_value(group: ops.ModifyTableOps) -> None:
+    """Refuse a new column that is NOT NULL and that the database has no value for."""
+    for operation in group.ops:
         if isinstance(operation, ops.AddColumnOp):
             column = operation.column
             if not column.nullable and column.server_default is None and column.computed is None:
                 raise CommandError(
                     f"{operation.table_name}.{column.name} is NOT NULL: give it a server_default in the model"
-                    " (sa_column_kwargs={'server_default': ...}), or let it be None. The rows that are there have no"
-                    " value for it, and the release that runs during the upgrade writes none."
+                    " (sa_column_kwargs={'server_default': ...}), or allow None. Existing rows have no value for it,"
+                    " and the previous release, which runs during the upgrade, writes none."
                 )

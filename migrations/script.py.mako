@@ -1,8 +1,8 @@
 """${message}.
 
-Why: say which rule or query this serves.
+Why: the rule or query that needs this.
 
-Locks: say what waits, in which lock's name, and for how long per million rows.
+Locks: the strongest lock, what it blocks, and for how long per million rows.
 
 Revision ID: ${up_revision}
 Revises: ${down_revision | comma,n}
@@ -16,14 +16,14 @@ revision = ${repr(up_revision)}
 down_revision = ${repr(down_revision)}
 branch_labels = ${repr(branch_labels)}
 depends_on = ${repr(depends_on)}
-reversible = False  # say True if downgrade() loses nothing
+reversible = False  # True if downgrade() loses no data
 
 
 def upgrade() -> None:
-    """Say what it does."""
+    """Describe the change."""
     ${upgrades if upgrades else "pass"}
 
 
 def downgrade() -> None:
-    """Say what it undoes, and what is lost."""
+    """Describe the change, and the data that is lost."""
     ${downgrades if downgrades else "pass"}

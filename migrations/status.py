@@ -1,4 +1,4 @@
-"""Status: where the database is, what an upgrade would do, and whom that would keep waiting.
+"""Status: the revision of the database, the pending revisions, and what they lock.
 
 python -m migrations.status
 """
@@ -18,49 +18,48 @@ from app.settings import Settings
 
 
 async def main() -> None:
-    """Print the status of the database that the settings name.
+    """Print the status of the database.
 
     Raises:
-        SystemExit: it does not answer.
+        SystemExit: the database does not answer.
     """
     engine = create_engine(
         Settings.from_environment().database_url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT"
     )
     try:
         async with engine.connect() as connection:
-            have = await connection.run_sync(read_revisions)
+            current = await connection.run_sync(read_revisions)
             invalid = await connection.run_sync(invalid_indexes)
     except SQLAlchemyError as error:
         raise SystemExit(f"The database does not answer: {getattr(error, 'orig', error)}") from None
     script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
-    print(*describe(script, have), sep="\n")
+    print(*describe(script, current), sep="\n")
     for index in invalid:
-        print(f"not valid: {index}. A build was stopped: if its revision is pending, the upgrade builds it anew.")
+        print(f"invalid: {index}, left by an interrupted build. If its revision is pending, the upgrade rebuilds it.")
 
 
-def describe(script: ScriptDirectory, have: frozenset[str]) -> list[str]:
-    """Say where a database is, where this release wants it to be, and what is between the two."""
+def describe(script: ScriptDirectory, current: frozenset[str]) -> list[str]:
+    """Describe the current revision, the head, and the pending revisions between them."""
     revisions = {revision.revision: revision for revision in script.walk_revisions()}
-    unknown = have - revisions.keys()
-    done = {step.revision for known in have & revisions.keys() for step in script.iterate_revisions(known, "base")}
-    pending = [revision for revision in reversed(revisions.values()) if revision.revision not in done]
+    unknown = current - revisions.keys()
+    pending = reversed(list(script.iterate_revisions("heads", tuple(current & revisions.keys()) or "base")))
     return [
-        f"current: {', '.join(sorted(have)) or 'none'}{' (of a newer release)' if unknown else ''}",
+        f"current: {', '.join(sorted(current)) or 'none'}{' (of a newer release)' if unknown else ''}",
         f"head:    {', '.join(script.get_heads())}",
         *([] if unknown else [line for revision in pending for line in summarize(revision)]),
     ]
 
 
 def summarize(revision: Script) -> list[str]:
-    """Say in a few lines what a revision does, and what it locks."""
+    """Describe a revision by the first line and the Locks paragraph of its docstring."""
     locks = next(
-        (part for part in revision.longdoc.split("\n\n") if part.startswith("Locks:")), "Locks: it does not say."
+        (part for part in revision.longdoc.split("\n\n") if part.startswith("Locks:")), "Locks: not documented."
     )
     return ["", f"pending: {revision.revision}  {revision.longdoc.splitlines()[0]}", *locks.splitlines()]
 
 
 def invalid_indexes(connection: Connection) -> list[str]:
-    """List the indexes of Postgres that were begun and never finished."""
+    """List the indexes that an interrupted CREATE INDEX CONCURRENTLY has left."""
     inspector = inspect(connection)
     return [
         str(index["name"])

@@ -1,1 +1,1 @@
-"""The tests: facts about the service, told over HTTP, on both databases."""
+"""Tests of the service, mostly over HTTP, on both databases."""

@@ -1,6 +1,7 @@
 """The house keeps to its rules."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,12 +10,18 @@ from pathlib import Path
 import pytest
 from sqlmodel import SQLModel
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 APP = ROOT / "app"
 FILES = sorted(APP.rglob("*.py"))
 KERNEL = [path for path in FILES if path.parent == APP and path.name not in {"main.py", "__init__.py"}]
 RESOURCES = [path for path in FILES if path.parent.parent == APP]
+
+
+# The database, below HTTP: each of these can be used without a web framework.
+DATABASE = [APP / f"{name}.py" for name in ("database", "db_errors", "drivers", "pool", "schema", "urls")]
+# Everything but what says of each private name why it is used.
+PUBLIC_API = [path for path in (*FILES, *sorted((ROOT / "migrations").rglob("*.py"))) if path != APP / "drivers.py"]
 
 
 def name(path: Path) -> str:
@@ -40,11 +47,81 @@ def test_a_kernel_file_knows_no_resource_and_not_the_service(path: Path) -> None
 
 
 @pytest.mark.parametrize("path", RESOURCES, ids=name)
-def test_a_resource_knows_its_own_models_and_the_kernel(path: Path) -> None:
-    own = f"app.{path.parent.name}."
-    kernel = tuple(f"app.{other.stem}" for other in KERNEL)
+def test_a_resource_imports_itself_the_kernel_and_the_models_of_other_resources(path: Path) -> None:
+    assert not refused_imports(path)
+
+
+def test_a_resource_may_import_the_models_of_another_and_nothing_else_of_it(tmp_path: Path) -> None:
+    path = tmp_path / "villains" / "routes.py"
+    path.parent.mkdir()
+    path.write_text("from app.heroes.models import Hero\nfrom app.heroes.routes import router\nimport app.main\n")
+    assert refused_imports(path) == ["app.heroes.routes.router", "app.main"]
+
+
+def refused_imports(path: Path) -> list[str]:
+    """List what a file of a resource imports and should not."""
+    kernel = {f"app.{other.stem}" for other in KERNEL}
+    models = {f"app.{other.parent.name}.models" for other in RESOURCES}
+    return [
+        module
+        for module in imported(path)
+        if module.split(".")[0] == "app"
+        and module.split(".")[1] != path.parent.name
+        and not {module, module.rpartition(".")[0]} & (kernel | models)
+    ]
+
+
+@pytest.mark.parametrize("path", DATABASE, ids=name)
+def test_the_database_does_not_know_http(path: Path) -> None:
+    assert not {module.split(".")[0] for module in imported(path)} & {"fastapi", "starlette", "uvicorn"}
+
+
+@pytest.mark.parametrize("path", DATABASE, ids=name)
+def test_the_database_imports_nothing_that_knows_http(path: Path) -> None:
+    below = {f"app.{other.stem}" for other in DATABASE}
     for module in imported(path):
-        assert not module.startswith("app") or module.startswith((own, *kernel))
+        assert not module.startswith("app") or {module, module.rpartition(".")[0]} & below
+
+
+@pytest.mark.parametrize("path", PUBLIC_API, ids=name)
+def test_a_file_uses_no_private_name_of_another(path: Path) -> None:
+    assert not private_names(path.read_text())
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "from sqlalchemy.util._concurrency_py3k import greenlet_spawn",
+        "from app.pool import _close",
+        "import starlette._utils",
+        "pool._idle.clear()",
+        "class Mine(Theirs):\n    def stop(self):\n        self._thread.daemon = True",
+    ],
+)
+def test_a_private_name_of_another_is_found(source: str) -> None:
+    assert private_names(source)
+
+
+def private_names(source: str) -> list[str]:
+    """List the private names that a file uses and does not define."""
+    tree = ast.parse(source)
+    used, defined = [], set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import | ast.ImportFrom):
+            modules = [*(alias.name for alias in node.names), getattr(node, "module", None) or ""]
+            used += [part for module in modules for part in module.split(".")]
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            defined.add(node.name)
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            defined.add(node.id)
+        elif isinstance(node, ast.Attribute):
+            is_own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+            if is_own and isinstance(node.ctx, ast.Store):
+                defined.add(node.attr)
+            else:
+                used.append(node.attr if is_own else f"{ast.unparse(node.value)}.{node.attr}")
+    private = [name for name in used if re.match("_(?!_)", name.rpartition(".")[2])]
+    return [name for name in private if name not in defined]
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if path.name != "main.py"], ids=name)

@@ -1,4 +1,4 @@
-"""Revisions as Alembic writes them from changed models: that they run, under traffic, and leave nothing to do."""
+"""Autogenerate: revisions for changed models run online, and leave no difference."""
 
 import re
 import shutil
@@ -15,11 +15,11 @@ from alembic.script import Script, ScriptDirectory
 from sqlalchemy import URL, text
 
 from app.urls import is_sqlite
-from tests.conftest import alembic_config
-from tests.migrating import HEAD, describe, execute, on
-from tests.processes import ROOT, run, spell
+from tests.support.alembic_commands import HEAD, alembic_config
+from tests.support.processes import ROOT, render_url, run
+from tests.support.sql import describe_schema, execute, run_in_transaction
 
-# Alembic's command line several times, in one process since each would import the models anew.
+# Several Alembic commands in one process, which imports the models once.
 SESSION = """
 import shlex, sys
 from alembic.config import main
@@ -50,20 +50,20 @@ PARTIAL_INDEX = """\
 class Change(NamedTuple):
     """A change to the models, as replacements in their file, and what each revision of it has in its upgrade.
 
-    Some need a change before them, in a release of its own.
+    `before` is a change that an earlier release has made.
     """
 
     replacements: dict[str, str]
     upgrades: Sequence[tuple[str, ...]]
-    before: dict[str, str] = {}  # noqa: RUF012 - nobody writes to it
+    before: dict[str, str] = {}  # noqa: RUF012 - it is never changed
 
 
 CHANGES = {
-    "a new column that may be empty": Change(
+    "a new column that is nullable": Change(
         {SECRET_NAME: SECRET_NAME + "    power: str | None = None\n"},
         [("sa.Column('power', sa.String(), nullable=True)",)],
     ),
-    "a new column with a value for the rows that are there": Change(
+    "a new column with a server default": Change(
         {
             SECRET_NAME: SECRET_NAME
             + "    power: str = Field(default='', max_length=50, sa_column_kwargs={'server_default': ''})\n"
@@ -83,7 +83,7 @@ CHANGES = {
             ("online.create_index(op.f('ix_hero_power'), 'hero', ['power'], unique=False)",),
         ],
     ),
-    "a new column that refers to a new table": Change(
+    "a new column with a foreign key to a new table": Change(
         {
             SECRET_NAME: SECRET_NAME
             + "    team_id: int | None = Field(default=None, foreign_key='team.id', ondelete='SET NULL')\n",
@@ -99,11 +99,11 @@ CHANGES = {
         {SECRET_NAME: "    secret_name: str = Field(index=True, unique=True)\n"},
         [("online.create_index(op.f('ix_hero_secret_name'), 'hero', ['secret_name'], unique=True)",)],
     ),
-    "a new index on a part of the rows": Change(
+    "a new partial index": Change(
         {TABLE_ARGS: TABLE_ARGS + PARTIAL_INDEX, "from typing": "import sqlalchemy as sa\nfrom typing"},
         [("online.create_index('ix_hero_old', 'hero', ['name'], unique=False, postgresql_where=sa.text('age > 60')",)],
     ),
-    "an index that goes": Change(
+    "a dropped index": Change(
         {AGE_INDEX: ""},
         [("online.drop_index(op.f('ix_hero_age_id'), table_name='hero')",)],
     ),
@@ -114,12 +114,12 @@ CHANGES = {
             ("online.create_index('ix_hero_age_id', 'hero', ['age', 'id'], unique=True)",),
         ],
     ),
-    "a column that goes with its index": Change(
+    "a dropped column with an index": Change(
         {POWER: ""},
         [("online.drop_index(op.f('ix_hero_power'), table_name='hero')",), ("batch_op.drop_column('power')",)],
         before={SECRET_NAME: SECRET_NAME + POWER},
     ),
-    "a column that need not be filled any more": Change(
+    "a column that becomes nullable": Change(
         {SECRET_NAME: "    secret_name: str | None\n"},
         [("batch_op.alter_column('secret_name'", "nullable=True)")],
     ),
@@ -133,7 +133,7 @@ ROWS = text("SELECT id, name FROM hero ORDER BY id")
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A copy of what serves and what migrates."""
+    """A copy of the application and its migrations."""
     ignore = shutil.ignore_patterns(".*", "*.db*", "__pycache__", "bench", "docs", "tests")
     return Path(shutil.copytree(ROOT, tmp_path / "project", ignore=ignore))
 
@@ -155,11 +155,11 @@ def change_models(project: Path, replacements: dict[str, str]) -> None:
 
 
 def try_session(project: Path, url: URL, *commands: str) -> CompletedProcess[str]:
-    return run(sys.executable, "-c", SESSION, *commands, cwd=project, changes={"DATABASE_URL": spell(url)})
+    return run(sys.executable, "-c", SESSION, *commands, cwd=project, changes={"DATABASE_URL": render_url(url)})
 
 
 def session(project: Path, url: URL, *commands: str) -> str:
-    """Run Alembic's command line so many times, which must succeed, and return what it prints."""
+    """Run Alembic commands, which must succeed, and return their output."""
     result = try_session(project, url, *commands)
     assert result.returncode == 0, result.stdout
     return result.stdout
@@ -187,19 +187,21 @@ def downgrade_of(revision: Script) -> str:
 
 
 def modules_of(statements: str) -> set[str]:
-    """Tell whether statements are Alembic's own, or done online."""
+    """Return the modules whose operations are called: `op`, `online` or both."""
     return set(re.findall(r"^\s+(?:with )?(op|online)\.", statements, re.MULTILINE))
 
 
 def rows(url: URL) -> list[tuple[int, str]]:
-    found: list[tuple[int, str]] = on(url, lambda connection: [(row.id, row.name) for row in connection.execute(ROWS)])
+    found: list[tuple[int, str]] = run_in_transaction(
+        url, lambda connection: [(row.id, row.name) for row in connection.execute(ROWS)]
+    )
     return found
 
 
 @pytest.mark.slow
-class TestWhatIsGenerated:
+class TestGenerated:
     @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
-    def test_it_runs_up_and_down_over_rows_and_leaves_nothing_to_do(
+    def test_a_generated_revision_runs_up_and_down_and_leaves_no_difference(
         self, url: URL, project: Path, change: Change
     ) -> None:
         found = rows(url)
@@ -221,7 +223,7 @@ class TestWhatIsGenerated:
             assert "sqlmodel" not in source
             for fragment in fragments:
                 assert fragment in upgrade_of(revision)
-            assert len(modules_of(upgrade_of(revision))) == 1, "what is done online is alone in its revision"
+            assert len(modules_of(upgrade_of(revision))) == 1, "online operations have a revision of their own"
             assert modules_of(downgrade_of(revision)) == modules_of(upgrade_of(revision))
 
     @pytest.mark.parametrize(
@@ -229,19 +231,19 @@ class TestWhatIsGenerated:
         [
             pytest.param("--message Change", id="a short message"),
             pytest.param(f"--message 'Change what is described {'in many words ' * 4}'", id="a long message"),
-            pytest.param(f"--message Change --head {HEAD}", id="a head that is named"),
+            pytest.param(f"--message Change --head {HEAD}", id="an explicit head"),
         ],
     )
-    def test_their_files_sort_in_the_order_in_which_they_run(
-        self, sqlite_url: URL, project: Path, options: str
-    ) -> None:
+    def test_files_sort_in_the_order_of_the_revisions(self, sqlite_url: URL, project: Path, options: str) -> None:
         change_models(project, {AGE_INDEX: "", SECRET_NAME: SECRET_NAME + POWER})
         session(project, sqlite_url, f"revision --autogenerate {options}", "upgrade head", "check")
         names = [Path(revision.path).name for revision in generated(project)]
         assert len(names) == 3
         assert names == sorted(names)
 
-    def test_one_without_a_name_is_written_like_any_other_or_not_at_all(self, sqlite_url: URL, project: Path) -> None:
+    def test_a_revision_without_a_message_is_refused_or_uses_online_operations(
+        self, sqlite_url: URL, project: Path
+    ) -> None:
         change_models(project, CHANGES["a new index"].replacements)
         result = try_session(project, sqlite_url, "revision --autogenerate")
         assert "Traceback" not in result.stdout
@@ -253,8 +255,8 @@ class TestWhatIsGenerated:
 
 
 @pytest.mark.slow
-class TestWhatIsNotGenerated:
-    def test_a_new_column_that_could_not_be_filled(self, url: URL, project: Path) -> None:
+class TestNotGenerated:
+    def test_a_new_not_null_column_without_a_default_is_refused(self, url: URL, project: Path) -> None:
         change_models(project, {SECRET_NAME: SECRET_NAME + "    power: str\n"})
         files = sorted(project.glob("migrations/versions/*.py"))
         result = try_session(project, url, GENERATE)
@@ -263,7 +265,7 @@ class TestWhatIsNotGenerated:
         assert "Traceback" not in result.stdout
         assert sorted(project.glob("migrations/versions/*.py")) == files
 
-    def test_a_check_lists_all_that_differs(self, sqlite_url: URL, project: Path) -> None:
+    def test_check_lists_all_differences(self, sqlite_url: URL, project: Path) -> None:
         change_models(
             project, {AGE_INDEX: "", SECRET_NAME: "    secret_name: str = Field(index=True)\n    power: str\n"}
         )
@@ -291,22 +293,26 @@ class TestOtherApplications:
     )
 
     def theirs(self, url: URL) -> list[Any]:
-        """Their part of the schema, and their rows."""
+        """The schema and the rows of the other tables."""
         return [
-            *[table for name, table in describe(url).items() if name.startswith("their_")],
-            *on(url, lambda connection: connection.execute(text("SELECT * FROM their_team ORDER BY id")).all()),
-            *on(url, lambda connection: connection.execute(text("SELECT * FROM their_member ORDER BY id")).all()),
+            *[table for name, table in describe_schema(url).items() if name.startswith("their_")],
+            *run_in_transaction(
+                url, lambda connection: connection.execute(text("SELECT * FROM their_team ORDER BY id")).all()
+            ),
+            *run_in_transaction(
+                url, lambda connection: connection.execute(text("SELECT * FROM their_member ORDER BY id")).all()
+            ),
         ]
 
-    def test_their_tables_are_no_difference(self, url: URL) -> None:
+    def test_other_tables_are_no_difference(self, url: URL) -> None:
         execute(url, *self.THEIRS)
         command.check(alembic_config(url))
 
-    def test_their_tables_are_neither_mentioned_nor_touched(self, url: URL, project: Path) -> None:
+    def test_generated_revisions_leave_other_tables_unchanged(self, url: URL, project: Path) -> None:
         execute(url, *self.THEIRS)
         found = self.theirs(url)
         assert len(found) == 5
-        changes = CHANGES["an index that goes"], CHANGES["a column that need not be filled any more"]
+        changes = CHANGES["a dropped index"], CHANGES["a column that becomes nullable"]
         change_models(project, changes[0].replacements | changes[1].replacements)
         session(project, url, GENERATE, "upgrade head", "check")
         for revision in generated(project):

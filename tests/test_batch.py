@@ -1,4 +1,4 @@
-"""Batches: many heroes in one request, all of them or none."""
+"""Batches: many heroes created in one request, all of them or none."""
 
 import asyncio
 from typing import Any
@@ -8,10 +8,9 @@ import pytest
 from sqlalchemy import URL, event
 from sqlalchemy.engine import Engine
 
-from app.heroes.routes import MAX_BATCH, MAX_BATCH_BYTES
-from tests.migrating import execute
-
-HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
+from app.heroes.routes import MAX_BATCH, MAX_BATCH_SIZE
+from tests.support.heroes import DEADPOND
+from tests.support.sql import execute
 
 
 def heroes(number: int) -> list[dict[str, Any]]:
@@ -25,38 +24,40 @@ async def count(client: httpx.AsyncClient) -> int:
 
 
 @pytest.mark.parametrize("number", [1, 2, MAX_BATCH])
-async def test_the_answer_has_them_in_the_order_sent_with_ids_that_rise(client: httpx.AsyncClient, number: int) -> None:
+async def test_the_response_lists_the_heroes_in_the_order_sent_with_ascending_ids(
+    client: httpx.AsyncClient, number: int
+) -> None:
     sent = heroes(number)
     response = await client.post("/heroes/batch", json=sent)
     assert response.status_code == 200
-    answered = response.json()
-    assert [(hero["name"], hero["age"]) for hero in answered] == [(hero["name"], hero["age"]) for hero in sent]
-    ids = [hero["id"] for hero in answered]
+    created = response.json()
+    assert [(hero["name"], hero["age"]) for hero in created] == [(hero["name"], hero["age"]) for hero in sent]
+    ids = [hero["id"] for hero in created]
     assert ids == sorted(ids)
-    assert (await client.get(f"/heroes/{ids[-1]}")).json() == answered[-1]
+    assert (await client.get(f"/heroes/{ids[-1]}")).json() == created[-1]
     assert await count(client) == number
 
 
-async def test_it_is_written_as_a_list_is(client: httpx.AsyncClient) -> None:
+async def test_the_response_is_the_same_json_as_the_list(client: httpx.AsyncClient) -> None:
     response = await client.post("/heroes/batch", json=heroes(3))
     assert response.content == (await client.get("/heroes/")).content
     assert response.headers["Content-Type"] == "application/json"
 
 
-async def test_the_largest_is_one_statement(client: httpx.AsyncClient) -> None:
+async def test_the_largest_batch_is_one_statement(client: httpx.AsyncClient) -> None:
     statements: list[str] = []
 
-    def note(*arguments: Any) -> None:
+    def record(*arguments: Any) -> None:
         statements.append(arguments[2])
 
-    await client.post("/heroes/batch", json=[HERO])
-    event.listen(Engine, "before_cursor_execute", note)
+    await client.post("/heroes/batch", json=[DEADPOND])
+    event.listen(Engine, "before_cursor_execute", record)
     await client.post("/heroes/batch", json=heroes(MAX_BATCH))
-    event.remove(Engine, "before_cursor_execute", note)
+    event.remove(Engine, "before_cursor_execute", record)
     assert len(statements) == 1
 
 
-async def test_one_that_is_not_valid_is_named_by_its_place_and_nothing_is_written(client: httpx.AsyncClient) -> None:
+async def test_an_invalid_hero_is_located_by_its_index_and_nothing_is_stored(client: httpx.AsyncClient) -> None:
     sent = [*heroes(500), {"name": "", "secret_name": "x"}, *heroes(400)]
     response = await client.post("/heroes/batch", json=sent)
     assert response.status_code == 422
@@ -64,30 +65,30 @@ async def test_one_that_is_not_valid_is_named_by_its_place_and_nothing_is_writte
     assert await count(client) == 0
 
 
-@pytest.mark.parametrize("body", [[], heroes(MAX_BATCH + 1), {}, HERO, None, [[]], [None], [HERO, 1]])
-async def test_what_is_no_batch_is_refused(client: httpx.AsyncClient, body: Any) -> None:
+@pytest.mark.parametrize("body", [[], heroes(MAX_BATCH + 1), {}, DEADPOND, None, [[]], [None], [DEADPOND, 1]])
+async def test_an_invalid_batch_is_422(client: httpx.AsyncClient, body: Any) -> None:
     response = await client.post("/heroes/batch", json=body)
     assert response.status_code == 422
     assert await count(client) == 0
 
 
-async def test_one_that_is_too_long_is_not_looked_into(client: httpx.AsyncClient) -> None:
+async def test_the_items_of_a_batch_that_is_too_long_are_not_validated(client: httpx.AsyncClient) -> None:
     (problem,) = (await client.post("/heroes/batch", json=[{}] * 1001)).json()["detail"]
     assert (problem["type"], problem["loc"]) == ("too_long", ["body"])
 
 
-async def test_one_that_the_database_refuses_leaves_none(client: httpx.AsyncClient, url: URL) -> None:
+async def test_a_constraint_violation_stores_no_hero_of_the_batch(client: httpx.AsyncClient, url: URL) -> None:
     await asyncio.to_thread(execute, url, "CREATE UNIQUE INDEX one_of_a_name ON hero (name)")
     await client.post("/heroes/", json={"name": "3", "secret_name": "x"})
     assert (await client.post("/heroes/batch", json=heroes(5))).status_code == 409
     assert await count(client) == 1
 
 
-async def test_its_body_may_be_larger_than_others(client: httpx.AsyncClient) -> None:
+async def test_the_body_of_a_batch_has_a_larger_limit(client: httpx.AsyncClient) -> None:
     long = [{"name": "\N{SUPERHERO}" * 255, "secret_name": "\N{SUPERHERO}" * 255}] * MAX_BATCH
     response = await client.post("/heroes/batch", json=long)
     assert len(response.request.content) > 1_000_000
     assert response.status_code == 200
-    too_large = b" " * (MAX_BATCH_BYTES + 1)
+    too_large = b" " * (MAX_BATCH_SIZE + 1)
     headers = {"Content-Type": "application/json"}
     assert (await client.post("/heroes/batch", content=too_large, headers=headers)).status_code == 413

@@ -1,4 +1,4 @@
-"""The tutorial's contract: its client gets the same answers here, to the byte."""
+"""Compatibility with the tutorial: its clients get the same responses here, byte for byte."""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,13 +8,14 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.processes import free_port, server
+from tests.support.heroes import DEADPOND, RUSTY_MAN
+from tests.support.processes import free_port, server
 
 SESSION: list[tuple[str, str, dict[str, Any] | None]] = [
     ("GET", "/heroes/", None),
     ("GET", "/heroes/1", None),
-    ("POST", "/heroes/", {"name": "Deadpond", "secret_name": "Dive Wilson"}),
-    ("POST", "/heroes/", {"name": "Rusty-Man", "age": 48, "secret_name": "Tommy Sharp"}),
+    ("POST", "/heroes/", DEADPOND),
+    ("POST", "/heroes/", RUSTY_MAN),
     (
         "POST",
         "/heroes/",
@@ -42,7 +43,7 @@ SESSION: list[tuple[str, str, dict[str, Any] | None]] = [
 
 @pytest.fixture
 def tutorial(tmp_path: Path) -> Iterator[httpx.Client]:
-    """The tutorial's own design, running."""
+    """A client for a server that runs the tutorial's own code."""
     port = free_port()
     command = ("uvicorn", "bench.contenders.tutorial:app", "--port", str(port))
     changes = {"DATABASE_URL": f"sqlite:///{tmp_path}/database.db"}
@@ -50,9 +51,16 @@ def tutorial(tmp_path: Path) -> Iterator[httpx.Client]:
         yield client
 
 
-async def test_every_answer_of_a_session_is_the_tutorials(tutorial: httpx.Client, client: httpx.AsyncClient) -> None:
+async def test_every_response_of_a_session_equals_the_tutorials(
+    tutorial: httpx.Client, client: httpx.AsyncClient
+) -> None:
     for method, path, body in SESSION:
-        theirs = await asyncio.to_thread(tutorial.request, method, path, json=body)
-        ours = await client.request(method, path, json=body)
-        assert (method, path, ours.status_code, ours.content) == (method, path, theirs.status_code, theirs.content)
-        assert ours.headers["Content-Type"] == theirs.headers["Content-Type"]
+        expected = await asyncio.to_thread(tutorial.request, method, path, json=body)
+        response = await client.request(method, path, json=body)
+        assert (method, path, response.status_code, response.content) == (
+            method,
+            path,
+            expected.status_code,
+            expected.content,
+        )
+        assert response.headers["Content-Type"] == expected.headers["Content-Type"]

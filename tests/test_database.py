@@ -12,12 +12,13 @@ import pytest
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import BEGIN, Database, create_engine, in_transaction, is_open
+from app.database import Database, create_engine, in_transaction, is_open, raise_if_failed, set_autocommit
 from app.main import create_app
 from app.settings import Settings
 from app.urls import parse_url
-from tests.conftest import execute, running
-from tests.processes import run, spell
+from tests.support.app_client import running
+from tests.support.processes import render_url, run
+from tests.support.sql import execute_autocommit
 
 
 def opened(url: URL) -> Database:
@@ -31,18 +32,18 @@ class TestPassword:
     def secured(self, postgres: URL) -> Iterator[URL]:
         """A database whose owner needs the password."""
         name = f"owner_{secrets.token_hex(4)}"
-        execute(postgres, f"CREATE ROLE {name} LOGIN PASSWORD '{self.PASSWORD}'")
-        execute(postgres, f"CREATE DATABASE {name} OWNER {name}")
+        execute_autocommit(postgres, f"CREATE ROLE {name} LOGIN PASSWORD '{self.PASSWORD}'")
+        execute_autocommit(postgres, f"CREATE DATABASE {name} OWNER {name}")
         if "TEST_DATABASE_URL" not in os.environ:  # the tests' own server trusts everybody else
-            hba = Path(str(execute(postgres, "SHOW hba_file")))
+            hba = Path(str(execute_autocommit(postgres, "SHOW hba_file")))
             hba.write_text(f"local {name} {name} scram-sha-256\n{hba.read_text()}")
-            execute(postgres, "SELECT pg_reload_conf()")
+            execute_autocommit(postgres, "SELECT pg_reload_conf()")
         yield postgres.set(username=name, password=self.PASSWORD, database=name)
-        execute(postgres, f"DROP DATABASE {name} WITH (FORCE)")
-        execute(postgres, f"DROP ROLE {name}")
+        execute_autocommit(postgres, f"DROP DATABASE {name} WITH (FORCE)")
+        execute_autocommit(postgres, f"DROP ROLE {name}")
 
     async def test_it_may_hold_the_marks_of_a_url(self, secured: URL) -> None:
-        written = spell(secured)
+        written = render_url(secured)
         result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": written})
         assert result.returncode == 0, result.stdout
         async with running(create_app(Settings(database_url=parse_url(written)))) as client:
@@ -50,9 +51,8 @@ class TestPassword:
 
     async def test_a_wrong_one_is_refused_by_the_server(self, secured: URL) -> None:
         wrong = secured.set(password=self.PASSWORD.upper())
-        result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": spell(wrong)})
+        result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": render_url(wrong)})
         assert result.returncode != 0
-        assert "FAILED: The database does not answer: " in result.stdout
         assert "password authentication failed" in result.stdout
         assert "P@SS" not in result.stdout
         assert "Traceback" not in result.stdout
@@ -105,7 +105,7 @@ class TestConnection:
             database.reads.connect() as reader,
         ):
             await writer.execute(text("CREATE TABLE t (x)"))
-            await writer.execute(text(BEGIN["sqlite"]))
+            await writer.commit()
             await writer.execute(text("INSERT INTO t VALUES (1)"))
             assert await reader.scalar(text("SELECT count(*) FROM t")) == 0
             with pytest.raises(DBAPIError, match="readonly"):
@@ -119,14 +119,15 @@ class TestConnection:
                         await connection.execute(text("SELECT no_such_function(:secret)"), {"secret": "Dive Wilson"})
                     assert "Dive Wilson" not in str(failure.value)
 
-    async def test_a_statement_is_committed_by_itself_in_one_round_trip(self, url: URL) -> None:
+    async def test_in_autocommit_a_statement_is_all_that_is_sent(self, url: URL) -> None:
         statements: list[str] = []
         async with opened(url) as database:
             for engine in (database.writes, database.reads):
                 event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
                 async with engine.connect() as connection:
-                    await connection.execute(text("SELECT 1"))
                     driver = (await connection.get_raw_connection()).driver_connection
+                    await connection.run_sync(set_autocommit, autocommit=True)
+                    await connection.execute(text("SELECT 1"))
                     assert is_open(driver)
                     assert not in_transaction(driver)
                     await connection.execute(text("BEGIN"))
@@ -135,6 +136,32 @@ class TestConnection:
                     assert not is_open(driver)
                     assert not in_transaction(driver)
         assert {*statements} == {"SELECT 1", "BEGIN"}
+
+    async def test_a_connection_can_be_switched_from_autocommit_to_transactions_and_back(self, url: URL) -> None:
+        async with opened(url) as database, database.writes.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            for autocommit in (True, False, True):
+                await connection.run_sync(set_autocommit, autocommit=autocommit)
+                await connection.execute(text("UPDATE hero SET age = 1"))
+                assert in_transaction(driver) is not autocommit
+                await connection.rollback()
+
+    async def test_a_transaction_on_sqlite_has_the_write_lock_from_its_beginning(self, sqlite_url: URL) -> None:
+        begun: list[str] = []
+        async with opened(sqlite_url) as database:
+            for engine in (database.writes, database.reads):
+                event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: begun.append(args[2]))
+                async with engine.connect() as connection:
+                    await connection.execute(text("SELECT 1"))
+        assert begun == ["BEGIN IMMEDIATE", "SELECT 1", "BEGIN", "SELECT 1"]
+
+    async def test_a_failed_transaction_raises_before_its_commit(self, postgres_url: URL) -> None:
+        async with opened(postgres_url) as database, database.writes.connect() as connection:
+            await connection.run_sync(raise_if_failed)
+            with pytest.raises(DBAPIError):
+                await connection.execute(text("nonsense"))
+            with pytest.raises(DBAPIError, match="current transaction is aborted"):
+                await connection.run_sync(raise_if_failed)
 
 
 def test_create_engine_opens_nothing(tmp_path: Path) -> None:

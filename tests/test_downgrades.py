@@ -1,4 +1,4 @@
-"""Downgrades: what they destroy only when it is asked for, and what the others leave as it was."""
+"""Downgrades: destructive ones need `-x lose-data`, reversible ones keep every row."""
 
 import re
 from argparse import Namespace
@@ -13,13 +13,16 @@ from alembic.util import CommandError
 from sqlalchemy import URL, Connection, inspect, text
 
 from app.urls import is_sqlite
-from tests.conftest import alembic_config
-from tests.migrating import HEAD, SCRIPT, describe, execute, on, try_alembic
-from tests.processes import ROOT
+from tests.support.alembic_commands import HEAD, SCRIPT, alembic_config, try_alembic
+from tests.support.processes import ROOT
+from tests.support.sql import describe_schema, execute, run_in_transaction
 
 EXAMPLE_INI = ROOT / "docs/rename/alembic.ini"
 EXAMPLE = ScriptDirectory.from_config(Config(EXAMPLE_INI))
-REVISIONS = [*reversed(list(SCRIPT.walk_revisions())), *reversed(list(EXAMPLE.iterate_revisions("rename_7", HEAD)))]
+REVISIONS = [
+    *reversed(list(SCRIPT.walk_revisions())),
+    *reversed(list(EXAMPLE.iterate_revisions("rename_7", "rename_1", inclusive=True))),
+]
 
 REVISION = '''"""A revision that a test needs."""
 
@@ -43,7 +46,7 @@ HEROES: list[dict[str, Any]] = [
     {"name": "Šúperhrdina 'quoted' \\ 😀", "age": 2**31 - 1, "secret_name": ""},
     {"name": "To be deleted", "age": 0, "secret_name": "x"},
 ]
-# What the catalogue says of a table, and `describe` does not.
+# What `describe` leaves out.
 NUMBERS = {
     "sqlite": "SELECT sql LIKE '%AUTOINCREMENT%' FROM sqlite_master WHERE name = 'hero'",
     "postgresql": "SELECT data_type::text || ' to ' || max_value FROM pg_sequences",
@@ -70,18 +73,20 @@ def downgrade(url: URL, revision: str, *arguments: str) -> None:
     command.downgrade(Config(EXAMPLE_INI, cmd_opts=Namespace(x=arguments), attributes={"url": url}), revision)
 
 
-def have(url: URL) -> str | None:
-    found: str | None = on(url, lambda connection: connection.scalar(text("SELECT version_num FROM alembic_version")))
+def current_revision(url: URL) -> str | None:
+    found: str | None = run_in_transaction(
+        url, lambda connection: connection.scalar(text("SELECT version_num FROM alembic_version"))
+    )
     return found
 
 
 def schema(url: URL) -> dict[str, Any]:
-    """All that the catalogue says, but for the name of the key, which nobody uses, on SQLite."""
+    """Everything that the catalog contains, except for the name of the primary key on SQLite."""
 
     def ask(questions: dict[str, str]) -> Any:
-        return on(url, lambda connection: connection.scalar(text(questions[connection.dialect.name])))
+        return run_in_transaction(url, lambda connection: connection.scalar(text(questions[connection.dialect.name])))
 
-    tables = describe(url)
+    tables = describe_schema(url)
     if is_sqlite(url):
         for table in tables.values():
             table["key"].pop("name")
@@ -89,12 +94,12 @@ def schema(url: URL) -> dict[str, Any]:
 
 
 def rows(url: URL) -> list[dict[str, Any]]:
-    """The heroes, whatever columns they have."""
+    """The heroes, with the columns that they have."""
 
     def read(connection: Connection) -> list[dict[str, Any]]:
         return [dict(row) for row in connection.execute(text("SELECT * FROM hero ORDER BY id")).mappings()]
 
-    found: list[dict[str, Any]] = on(url, read)
+    found: list[dict[str, Any]] = run_in_transaction(url, read)
     return found
 
 
@@ -109,81 +114,81 @@ def fill(url: URL) -> None:
             connection.execute(text(f"INSERT INTO hero ({', '.join(row)}) VALUES ({places})"), row)
         connection.execute(text("DELETE FROM hero WHERE name = 'To be deleted'"))
 
-    on(url, insert)
+    run_in_transaction(url, insert)
     assert len(rows(url)) == 3
 
 
 @pytest.mark.slow
-class TestOneThatDestroys:
-    def test_it_is_refused_before_its_first_step_and_says_how(self, url: URL) -> None:
+class TestDestructive:
+    def test_a_destructive_downgrade_is_refused_before_its_first_step(self, url: URL) -> None:
         fill(url)
         before, found = schema(url), rows(url)
         result = try_alembic(url, "downgrade", "base")
         assert result.returncode != 0
-        assert re.search("FAILED: To undo .*0001 destroys data, so nothing was changed.", result.stdout)
-        assert "If the data is to go: alembic -x lose-data downgrade" in result.stdout
+        assert re.search("FAILED: Downgrading .*0001 destroys data, so nothing was changed.", result.stdout)
+        assert "To downgrade and lose the data: alembic -x lose-data downgrade" in result.stdout
         assert "Traceback" not in result.stdout
         assert "Running downgrade" not in result.stdout
-        assert have(url) == HEAD
+        assert current_revision(url) == HEAD
         assert (schema(url), rows(url)) == (before, found)
 
     @pytest.mark.parametrize("target", ["base", "0001-1", "-2"])
-    def test_it_is_refused_however_the_target_is_spelled(self, url: URL, target: str) -> None:
-        with pytest.raises(CommandError, match=r"^To undo .* destroys data, so nothing was changed\."):
+    def test_a_destructive_downgrade_is_refused_for_every_kind_of_target(self, url: URL, target: str) -> None:
+        with pytest.raises(CommandError, match=r"^Downgrading .* destroys data, so nothing was changed\."):
             downgrade(url, target)
-        assert have(url) == HEAD
+        assert current_revision(url) == HEAD
 
-    def test_all_that_destroy_are_named(self, empty_url: URL) -> None:
+    def test_a_refusal_lists_all_destructive_revisions(self, empty_url: URL) -> None:
         upgrade(empty_url, "rename_7")
-        destroying = ", ".join(name(revision) for revision in reversed(REVISIONS) if not is_reversible(revision))
-        with pytest.raises(CommandError, match=f"^To undo {destroying} destroys data"):
+        destructive = ", ".join(name(revision) for revision in reversed(REVISIONS) if not is_reversible(revision))
+        with pytest.raises(CommandError, match=f"^Downgrading {destructive} destroys data"):
             downgrade(empty_url, "base")
-        assert have(empty_url) == "rename_7"
+        assert current_revision(empty_url) == "rename_7"
 
-    def test_it_is_refused_with_another_argument(self, url: URL) -> None:
+    def test_another_x_argument_does_not_allow_data_loss(self, url: URL) -> None:
         with pytest.raises(CommandError, match="lose-data"):
             downgrade(url, "base", "keep-data")
 
-    def test_it_is_done_when_the_data_is_to_go(self, url: URL) -> None:
+    def test_a_destructive_downgrade_runs_with_lose_data(self, url: URL) -> None:
         fill(url)
         downgrade(url, "base", "lose-data")
-        assert have(url) is None
-        assert list(describe(url)) == ["alembic_version"]
+        assert current_revision(url) is None
+        assert list(describe_schema(url)) == ["alembic_version"]
 
-    def test_a_revision_that_does_not_say_is_taken_for_one(self, url: URL, tmp_path: Path) -> None:
+    def test_a_revision_without_reversible_counts_as_destructive(self, url: URL, tmp_path: Path) -> None:
         folders = f"{ROOT}/migrations/versions:{tmp_path}"
         (tmp_path / "alembic.ini").write_text(
             f"[alembic]\nscript_location = {ROOT}/migrations\nversion_locations = {folders}\npath_separator = :\n"
         )
         config = Config(tmp_path / "alembic.ini", cmd_opts=Namespace(x=[]), attributes={"url": url})
-        for line, destroys in [("", True), ("reversible = False", True), ("reversible = True", False)]:
+        for line, destructive in [("", True), ("reversible = False", True), ("reversible = True", False)]:
             (tmp_path / "test.py").write_text(REVISION.format(head=HEAD, reversible=line))
             command.upgrade(config, "test")
-            if destroys:
-                with pytest.raises(CommandError, match=r"^To undo test destroys data,"):
+            if destructive:
+                with pytest.raises(CommandError, match=r"^Downgrading test destroys data,"):
                     command.downgrade(config, HEAD)
-                assert have(url) == "test"
+                assert current_revision(url) == "test"
             else:
                 command.downgrade(config, HEAD)
-                assert have(url) == HEAD
+                assert current_revision(url) == HEAD
 
 
-class TestOneThatLosesNothing:
+class TestReversible:
     @pytest.fixture
     def second_url(self, empty_url: URL) -> URL:
         """A database at the revision that widens ids."""
         upgrade(empty_url, "0002")
         return empty_url
 
-    def test_the_ids_are_narrowed_with_no_more_words_and_every_row_is_kept(self, second_url: URL) -> None:
+    def test_narrowing_the_ids_keeps_every_row(self, second_url: URL) -> None:
         fill(second_url)
         found = rows(second_url)
         downgrade(second_url, "0001")
-        assert have(second_url) == "0001"
+        assert current_revision(second_url) == "0001"
         assert rows(second_url) == found
 
-    def test_ids_that_have_grown_too_large_stay(self, second_url: URL) -> None:
-        """Postgres refuses, and in SQLite they fit."""
+    def test_ids_beyond_32_bits_are_kept(self, second_url: URL) -> None:
+        """Postgres refuses to narrow them, and on SQLite they fit."""
         execute(second_url, f"INSERT INTO hero (id, name, secret_name) VALUES ({2**31}, 'Far', 'x')")
         before, found = schema(second_url), rows(second_url)
         if is_sqlite(second_url):
@@ -191,19 +196,18 @@ class TestOneThatLosesNothing:
         else:
             with pytest.raises(CommandError, match="out of range"):
                 command.downgrade(alembic_config(second_url), "0001")
-            assert have(second_url) == "0002"
+            assert current_revision(second_url) == "0002"
             assert schema(second_url) == before
         upgrade(second_url, "0002")
         assert rows(second_url) == found
 
     @pytest.mark.parametrize("revision", [revision for revision in REVISIONS if is_reversible(revision)], ids=name)
-    def test_what_it_promises_is_true(self, empty_url: URL, revision: Script) -> None:
-        """The rows of before are there after its downgrade, and after its upgrade again."""
+    def test_a_reversible_revision_keeps_every_row_down_and_up(self, empty_url: URL, revision: Script) -> None:
         upgrade(empty_url, revision.revision)
         fill(empty_url)
         found = rows(empty_url)
         downgrade(empty_url, str(revision.down_revision))
-        assert have(empty_url) == revision.down_revision
+        assert current_revision(empty_url) == revision.down_revision
         assert rows(empty_url) == found
         upgrade(empty_url, revision.revision)
         assert rows(empty_url) == found
@@ -211,25 +215,25 @@ class TestOneThatLosesNothing:
 
 @pytest.mark.slow
 class TestUpAndDown:
-    def test_each_step_up_and_down_and_up_again_leaves_the_same_schema(self, empty_url: URL) -> None:
+    def test_each_revision_up_down_and_up_gives_the_same_schema(self, empty_url: URL) -> None:
         below: dict[str, Any] = {}
         for revision in REVISIONS:
             upgrade(empty_url, name(revision))
             above = schema(empty_url)
             downgrade(empty_url, str(revision.down_revision or "base"), "lose-data")
-            if is_reversible(revision):  # what was validated may stay so
+            if is_reversible(revision):  # a validated constraint may stay validated
                 assert schema(empty_url) | {"checks": ...} == below | {"checks": ...}, name(revision)
             upgrade(empty_url, name(revision))
             assert schema(empty_url) == above, name(revision)
             below = above
             if revision is REVISIONS[0]:
                 fill(empty_url)
-        assert have(empty_url) == "rename_7"
+        assert current_revision(empty_url) == "rename_7"
 
-    def test_all_the_way_down_and_up_again_leaves_the_same_schema(self, empty_url: URL) -> None:
+    def test_all_revisions_down_and_up_give_the_same_schema(self, empty_url: URL) -> None:
         upgrade(empty_url, "rename_7")
         top = schema(empty_url)
         downgrade(empty_url, "base", "lose-data")
-        assert list(describe(empty_url)) == ["alembic_version"]
+        assert list(describe_schema(empty_url)) == ["alembic_version"]
         upgrade(empty_url, "rename_7")
         assert schema(empty_url) == top

@@ -1,4 +1,4 @@
-"""ETags: what a client has seen, and what its change may build on."""
+"""ETags, If-None-Match and If-Match."""
 
 import asyncio
 
@@ -6,17 +6,18 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
-from app.etags import MAX_TAGS
+from app.etags import MAX_ETAGS
 from app.main import create_app
 from app.settings import Settings
-from tests.conftest import running
+from tests.support.app_client import running
+from tests.support.heroes import DEADPOND
 
-HERO = {"name": "Deadpond", "age": 30, "secret_name": "Dive Wilson"}
+HERO = DEADPOND | {"age": 30}
 
 
 @pytest.fixture
 async def path(client: httpx.AsyncClient) -> str:
-    """The path of a hero of version 2."""
+    """The path of a hero whose ETag is "2"."""
     created = await client.post("/heroes/", json=HERO)
     path = str(created.headers["Location"])
     changed = await client.patch(path, json={"age": 31})
@@ -25,11 +26,11 @@ async def path(client: httpx.AsyncClient) -> str:
 
 
 class TestVersions:
-    async def test_every_answer_of_a_single_hero_has_one(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_every_response_with_one_hero_has_an_etag(self, client: httpx.AsyncClient, path: str) -> None:
         for method, body in (("GET", None), ("HEAD", None), ("PATCH", {})):
             assert (await client.request(method, path, json=body)).headers["ETag"] == '"2"'
 
-    async def test_it_changes_with_every_change_and_with_nothing_else(
+    async def test_the_etag_changes_with_every_update_and_with_nothing_else(
         self, client: httpx.AsyncClient, path: str
     ) -> None:
         await client.get(path)
@@ -39,17 +40,15 @@ class TestVersions:
         for count, change in enumerate(({"name": "x"}, {"age": None}, {"secret_name": "y"}), start=3):
             assert (await client.patch(path, json=change)).headers["ETag"] == f'"{count}"'
 
-    async def test_it_is_not_in_the_body(self, client: httpx.AsyncClient, path: str) -> None:
-        assert set((await client.get(path)).json()) == {"name", "age", "id"}
+    async def test_the_version_is_not_in_the_body(self, client: httpx.AsyncClient, path: str) -> None:
+        assert "version" not in (await client.get(path)).json()
 
 
 class TestIfNoneMatch:
     @pytest.mark.parametrize(
         "header", ['"2"', 'W/"2"', "*", '"1", "2"', '"1",W/"2" , "x"', ', ,"2",', ' "2" ', '"a,b", "2"', '"é", "2"']
     )
-    async def test_what_the_client_has_is_not_sent_again(
-        self, client: httpx.AsyncClient, path: str, header: str
-    ) -> None:
+    async def test_a_matching_etag_is_304(self, client: httpx.AsyncClient, path: str, header: str) -> None:
         for method in ("GET", "HEAD"):
             response = await client.request(method, path, headers={b"If-None-Match": header.encode("latin-1")})
             assert (response.status_code, response.content) == (304, b"")
@@ -60,83 +59,87 @@ class TestIfNoneMatch:
         "header",
         ['"1"', 'W/"1"', "2", '"2', "", '"02"', '" 2"', "W/2", '"2x"', "**", '"*"', 'w"2', 'w/"2"', 'x"2"', '"1" "2"'],
     )
-    async def test_what_it_has_not_is_sent(self, client: httpx.AsyncClient, path: str, header: str) -> None:
+    async def test_an_etag_that_does_not_match_is_200(self, client: httpx.AsyncClient, path: str, header: str) -> None:
         response = await client.get(path, headers={"If-None-Match": header})
         assert (response.status_code, response.json()["id"]) == (200, 1)
 
-    async def test_several_headers_are_one_list(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_repeated_headers_are_one_list(self, client: httpx.AsyncClient, path: str) -> None:
         response = await client.get(path, headers=[("If-None-Match", '"1"'), ("If-None-Match", '"2"')])
         assert response.status_code == 304
 
-    async def test_a_hero_that_is_not_there_is_404_for_it_too(self, client: httpx.AsyncClient) -> None:
+    async def test_a_missing_hero_is_404(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/heroes/9", headers={"If-None-Match": "*"})).status_code == 404
 
 
-NO_LISTS = ['w/"2"', 'x"2"', '"2"x', '"1" "2"', '"a b"2"c d"', 'garbage "2"', '"2", garbage']
+MALFORMED_LISTS = ['w/"2"', 'x"2"', '"2"x', '"1" "2"', '"a b"2"c d"', 'garbage "2"', '"2", garbage']
 
 
 class TestIfMatch:
     @pytest.mark.parametrize("header", ['"2"', "*", '"1", "2"', '"x",,"2"', 'W/"1","2"'])
-    async def test_a_change_that_builds_on_the_version_is_made(
+    async def test_a_patch_with_the_current_etag_succeeds(
         self, client: httpx.AsyncClient, path: str, header: str
     ) -> None:
         response = await client.patch(path, json={"age": 40}, headers={"If-Match": header})
         assert (response.status_code, response.json()["age"], response.headers["ETag"]) == (200, 40, '"3"')
 
     @pytest.mark.parametrize(
-        "header", ['"1"', 'W/"2"', "2", '"2', "", '"02"', "**", '"*"', f'"{"9" * 40}"', '"-2"', "x", *NO_LISTS]
+        "header", ['"1"', 'W/"2"', "2", '"2', "", '"02"', "**", '"*"', f'"{"9" * 40}"', '"-2"', "x", *MALFORMED_LISTS]
     )
-    async def test_one_that_does_not_is_refused(self, client: httpx.AsyncClient, path: str, header: str) -> None:
+    async def test_a_write_without_the_current_etag_is_412(
+        self, client: httpx.AsyncClient, path: str, header: str
+    ) -> None:
         for method, body in (("PATCH", {"age": 40}), ("PATCH", {}), ("DELETE", None)):
             response = await client.request(method, path, json=body, headers={"If-Match": header})
             assert response.status_code == 412, (method, body)
-            assert response.json() == {"detail": "It was changed since: its ETag is none of those in If-Match."}
+            assert response.json() == {
+                "detail": "The resource has changed: no ETag in If-Match matches its current version."
+            }
         assert (await client.get(path)).json()["age"] == 31
 
-    async def test_a_delete_that_builds_on_the_version_is_made(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_a_delete_with_the_current_etag_succeeds(self, client: httpx.AsyncClient, path: str) -> None:
         assert (await client.delete(path, headers={"If-Match": '"2"'})).json() == {"ok": True}
         assert (await client.delete(path, headers={"If-Match": '"2"'})).status_code == 404
 
-    async def test_a_hero_that_is_not_there_is_404_before_its_version_matters(self, client: httpx.AsyncClient) -> None:
+    async def test_a_missing_hero_is_404_whatever_the_header(self, client: httpx.AsyncClient) -> None:
         for header in ("*", '"1"', "garbage"):
             for method in ("PATCH", "DELETE"):
                 response = await client.request(method, "/heroes/9", json={"age": 1}, headers={"If-Match": header})
                 assert response.status_code == 404
 
-    async def test_many_tags_are_no_more_than_slow(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_a_list_longer_than_the_limit_matches_nothing(self, client: httpx.AsyncClient, path: str) -> None:
         for tags in (",".join(f'"{number}"' for number in range(2, 300_000)), '"3",' * 300_000):
             assert (await client.patch(path, json={"age": 1}, headers={"If-Match": tags})).status_code == 412
-        tags = ",".join(f'"{number}"' for number in range(1, MAX_TAGS + 1))
+        tags = ",".join(f'"{number}"' for number in range(1, MAX_ETAGS + 1))
         assert (await client.patch(path, json={"age": 1}, headers={"If-Match": tags})).status_code == 200
 
-    async def test_a_hostile_header_changes_nothing(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_a_hostile_header_is_412(self, client: httpx.AsyncClient, path: str) -> None:
         for header in (" , " * 10_000, '"' * 30_001, 'W/"' * 10_000, '",' * 15_000):
             assert (await client.patch(path, json={}, headers={"If-Match": header})).status_code == 412
 
 
-async def test_of_fifty_who_build_on_the_same_version_one_wins(url: URL) -> None:
+async def test_one_of_fifty_patches_with_the_same_etag_succeeds(url: URL) -> None:
     async with running(create_app(Settings(database_url=url))) as client:
         path = (await client.post("/heroes/", json=HERO)).headers["Location"]
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             *(client.patch(path, json={"age": age}, headers={"If-Match": '"1"'}) for age in range(50))
         )
-        statuses = sorted(answer.status_code for answer in answers)
+        statuses = sorted(response.status_code for response in responses)
         assert statuses == [200, *[412] * 49]
-        (won,) = [answer for answer in answers if answer.status_code == 200]
-        now = await client.get(path)
-        assert (now.content, now.headers["ETag"]) == (won.content, '"2"')
+        (winner,) = [response for response in responses if response.status_code == 200]
+        current = await client.get(path)
+        assert (current.content, current.headers["ETag"]) == (winner.content, '"2"')
 
 
-async def test_of_changes_and_deletes_of_the_same_version_one_wins(url: URL) -> None:
+async def test_one_of_several_patches_and_deletes_with_the_same_etag_succeeds(url: URL) -> None:
     async with running(create_app(Settings(database_url=url))) as client:
         for _ in range(20):
             path = (await client.post("/heroes/", json=HERO)).headers["Location"]
             headers = {"If-Match": '"1"'}
-            answers = await asyncio.gather(
+            responses = await asyncio.gather(
                 client.patch(path, json={"age": 1}, headers=headers),
                 client.delete(path, headers=headers),
                 client.patch(path, json={"age": 2}, headers=headers),
                 client.delete(path, headers=headers),
             )
-            assert [answer.status_code for answer in answers].count(200) == 1
-            assert {answer.status_code for answer in answers} <= {200, 404, 412}
+            assert [response.status_code for response in responses].count(200) == 1
+            assert {response.status_code for response in responses} <= {200, 404, 412}

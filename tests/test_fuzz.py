@@ -1,6 +1,6 @@
-"""Requests that nobody has thought of: none gets a 5xx, and both databases give the same answer.
+"""Random requests: none gets a 5xx, and both databases give the same response.
 
-FUZZ_EXAMPLES sets how many: a few in `make test`, many in `make fuzz`.
+FUZZ_EXAMPLES sets how many there are: a few in `make test`, many in `make fuzz`.
 """
 
 import json
@@ -16,7 +16,8 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import URL
 
-from tests.processes import PATIENCE, free_port, run, server, spell
+from tests.support.heroes import DEADPOND
+from tests.support.processes import TIMEOUT, free_port, render_url, run, server
 
 EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
 SEED = os.environ.get("FUZZ_SEED", "1")
@@ -51,7 +52,7 @@ known_names = st.sampled_from(["accept", "content-type", "content-encoding", "co
 known_values = st.sampled_from(
     ["application/json", "application/problem+json;q=0.5", "*/*", "application/json; charset=\xff", "text/plain", ""]
 )
-soup = st.lists(
+header_lists = st.lists(
     st.tuples(known_names | header_names, known_values | header_values).filter(lambda pair: pair[0] not in FRAMING)
 )
 
@@ -63,28 +64,28 @@ def write(method: str, target: str, headers: list[tuple[str, str]], body: bytes)
     return "\r\n".join(lines).encode("latin-1") + body
 
 
-requests = st.builds(write, st.sampled_from(["GET", "POST", "PATCH", "DELETE", "PUT"]), targets, soup, bodies)
+requests = st.builds(write, st.sampled_from(["GET", "POST", "PATCH", "DELETE", "PUT"]), targets, header_lists, bodies)
 written_heroes = bodies.map(lambda body: write("POST", "/heroes/", [("Content-Type", "application/json")], body))
 changes = bodies.map(lambda body: write("PATCH", "/heroes/1", [("Content-Type", "application/json")], body))
 
 
 @pytest.fixture(scope="module")
 def ports(sqlite_databases: Any, postgres_databases: Any) -> Iterator[tuple[int, int]]:
-    """The ports of two servers with equal content, one on each database."""
+    """The ports of two servers with the same hero, one on each database."""
     urls = [sqlite_databases.migrated(), postgres_databases.migrated()]
     ports = [free_port(), free_port()]
     with ExitStack() as stack:
         for url, port in zip(urls, ports, strict=True):
             command = ("uvicorn", "app.main:app", "--port", str(port), "--log-level", "error")
-            client = stack.enter_context(server(*command, port=port, changes={"DATABASE_URL": spell(url)}))
-            assert client.post("/heroes/", json={"name": "Deadpond", "secret_name": "x"}).json()["id"] == 1
+            client = stack.enter_context(server(*command, port=port, changes={"DATABASE_URL": render_url(url)}))
+            assert client.post("/heroes/", json=DEADPOND).json()["id"] == 1
         yield ports[0], ports[1]
     postgres_databases.drop(urls[1])
 
 
 def send(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes, and read the answer: its status, its headers but for the time, and its body."""
-    with closing(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)) as connection:
+    """Send bytes, and read the response: its status, its headers without Date, and its body."""
+    with closing(socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)) as connection:
         connection.sendall(request)
         with closing(HTTPResponse(connection)) as response:
             response.begin()
@@ -108,36 +109,36 @@ def fuzzed(examples: int) -> settings:
 
 @fuzzed(10 * EXAMPLES)
 @given(request=requests)
-def test_any_request_gets_the_same_answer_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
+def test_any_request_gets_the_same_response_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
     check(ports, request)
 
 
 @fuzzed(10 * EXAMPLES)
 @given(request=written_heroes | changes)
-def test_any_body_gets_the_same_answer_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
+def test_any_body_gets_the_same_response_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
     check(ports, request)
 
 
 @fuzzed(5 * EXAMPLES)
 @given(request=st.binary())
 @example(request=b"\0" * 70_000)
-def test_any_bytes_are_answered_or_cut_off(ports: tuple[int, int], request: bytes) -> None:
+def test_any_bytes_get_400_or_a_closed_connection(ports: tuple[int, int], request: bytes) -> None:
     for port in ports:
-        with closing(socket.create_connection(("127.0.0.1", port), timeout=PATIENCE)) as connection:
+        with closing(socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)) as connection:
             connection.sendall(request)
             connection.shutdown(socket.SHUT_WR)
-            answer = connection.recv(100)
-            assert answer == b"" or answer.startswith(b"HTTP/1.1 400 ")
+            response = connection.recv(100)
+            assert response == b"" or response.startswith(b"HTTP/1.1 400 ")
 
 
-def test_the_schema_says_what_is_answered(url: URL) -> None:
-    """Schemathesis, all its checks, from examples to series of requests that build on each other."""
+def test_responses_conform_to_the_schema(url: URL) -> None:
+    """Run all checks of Schemathesis, including its stateful ones."""
     port = free_port()
     command = ("uvicorn", "app.main:app", "--port", str(port), "--log-level", "error")
-    with server(*command, port=port, changes={"DATABASE_URL": spell(url)}):
+    with server(*command, port=port, changes={"DATABASE_URL": render_url(url)}):
         seed = [] if SEED == "random" else ["--seed", SEED]
         options = ["--checks", "all", "--max-examples", str(EXAMPLES), "--no-color", *seed]
         check = ("schemathesis", "--config-file", "tests/schemathesis.toml", "run")
-        result = run(*check, f"http://127.0.0.1:{port}/openapi.json", *options, changes={}, patience=3600)
-    print(result.stdout)  # noqa: T201 - how many requests there were, for who asks with `pytest -s`
+        result = run(*check, f"http://127.0.0.1:{port}/openapi.json", *options, changes={}, timeout=3600)
+    print(result.stdout)  # noqa: T201 - the number of requests, shown by `pytest -s`
     assert result.returncode == 0, result.stdout

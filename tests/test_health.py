@@ -1,4 +1,4 @@
-"""The probes of an orchestrator, when all is well and when the database is not there."""
+"""Liveness and readiness, with and without a database."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,13 +11,13 @@ from app.main import create_app
 from app.schema import TIME_LIMIT
 from app.settings import Settings
 from app.urls import parse_url
-from tests.conftest import running
-from tests.processes import PATIENCE, free_port
+from tests.support.app_client import running
+from tests.support.processes import TIMEOUT, free_port
 
 
 @pytest.fixture
-async def silent() -> AsyncIterator[tuple[URL, list[asyncio.StreamWriter]]]:
-    """A Postgres that takes connections and never says a word, and the connections that it took."""
+async def unresponsive() -> AsyncIterator[tuple[URL, list[asyncio.StreamWriter]]]:
+    """The URL of a Postgres that accepts connections and never responds, and the connections it accepted."""
     connections: list[asyncio.StreamWriter] = []
 
     async def listen(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -31,13 +31,13 @@ async def silent() -> AsyncIterator[tuple[URL, list[asyncio.StreamWriter]]]:
     await server.wait_closed()
 
 
-async def test_all_is_well(client: httpx.AsyncClient) -> None:
-    for path, answer in [("/livez", {"status": "alive"}), ("/readyz", {"status": "ready"})]:
+async def test_a_service_with_a_database_is_alive_and_ready(client: httpx.AsyncClient) -> None:
+    for path, body in [("/livez", {"status": "alive"}), ("/readyz", {"status": "ready"})]:
         response = await client.get(path)
-        assert (response.status_code, response.json()) == (200, answer)
+        assert (response.status_code, response.json()) == (200, body)
 
 
-async def test_a_database_that_refuses_makes_the_service_unready_and_leaves_it_alive() -> None:
+async def test_a_service_whose_database_refuses_connections_is_alive_and_not_ready() -> None:
     url = parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/heroes")
     async with running(create_app(Settings(database_url=url))) as client:
         response = await client.get("/readyz")
@@ -47,17 +47,17 @@ async def test_a_database_that_refuses_makes_the_service_unready_and_leaves_it_a
         assert (await client.get("/livez")).status_code == 200
 
 
-async def test_a_database_that_is_silent_makes_the_service_unready_in_time(
-    silent: tuple[URL, list[asyncio.StreamWriter]],
+async def test_a_service_whose_database_does_not_respond_is_not_ready_within_the_time_limit(
+    unresponsive: tuple[URL, list[asyncio.StreamWriter]],
 ) -> None:
-    async with running(create_app(Settings(database_url=silent[0]))) as client:
-        async with asyncio.timeout(4 * TIME_LIMIT):  # sooner than the driver gives up to connect
-            answers = await asyncio.gather(*(client.get("/readyz") for _ in range(50)))
-        assert {answer.status_code for answer in answers} == {503}
+    async with running(create_app(Settings(database_url=unresponsive[0]))) as client:
+        async with asyncio.timeout(4 * TIME_LIMIT):  # before the driver's own connect timeout
+            responses = await asyncio.gather(*(client.get("/readyz") for _ in range(50)))
+        assert {response.status_code for response in responses} == {503}
 
 
-async def test_liveness_asks_nobody(silent: tuple[URL, list[asyncio.StreamWriter]]) -> None:
-    url, connections = silent
+async def test_liveness_opens_no_database_connection(unresponsive: tuple[URL, list[asyncio.StreamWriter]]) -> None:
+    url, connections = unresponsive
     async with running(create_app(Settings(database_url=url))) as client:
         before = len(connections)
         for _ in range(10):
@@ -65,14 +65,12 @@ async def test_liveness_asks_nobody(silent: tuple[URL, list[asyncio.StreamWriter
         assert len(connections) == before
 
 
-async def test_readiness_waits_for_no_session(url: URL) -> None:
+async def test_readiness_does_not_wait_for_a_pooled_connection(url: URL) -> None:
     app = create_app(Settings(database_url=url, pool_size=1))
-    async with running(app) as client, asyncio.timeout(PATIENCE):
-        sessions = app.state.sessions
-        over = asyncio.Event()
-        holds = [asyncio.create_task(pool.lend(lambda _: over.wait())) for pool in {sessions.reads, sessions.writes}]
-        await asyncio.sleep(0)
-        assert sessions.reads.free == sessions.writes.free == 0
+    async with running(app) as client, asyncio.timeout(TIMEOUT):
+        pools = {app.state.sessionmaker.reads, app.state.sessionmaker.writes}
+        acquired = [(pool, await pool.acquire()) for pool in pools]
+        assert not any(pool.free for pool in pools)
         assert (await client.get("/readyz")).status_code == 200
-        over.set()
-        await asyncio.gather(*holds)
+        for pool, connection in acquired:
+            pool.release(connection)

@@ -1,22 +1,29 @@
-"""The log: one format for the service and for its migrations, and nobody silences anybody."""
+"""The log: its format, that it disables no loggers of others, and that errors in it repeat no values."""
 
 import logging
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import URL
+import pytest
+from fastapi.exceptions import RequestValidationError, ResponseValidationError
+from pydantic import BaseModel, ValidationError
+from sqlalchemy import URL, NullPool, text
+from sqlalchemy.exc import StatementError
 
-from tests.conftest import migrate
-from tests.migrating import alembic
-from tests.processes import ROOT, run
-from tests.services import launched
+from app.database import create_engine
+from app.logs import describe_error, describe_with_traceback
+from tests.support.alembic_commands import alembic, migrate
+from tests.support.processes import ROOT, run
+from tests.support.service import running_service
 
+SECRET = "tvqzxkwj"
 LINE = re.compile(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) [a-z_.]+: \S")
 
 
-def test_the_service_logs_in_the_format(empty_url: URL, tmp_path: Path) -> None:
-    with launched(empty_url, tmp_path / "log"):
+def test_the_service_logs_in_one_format(empty_url: URL, tmp_path: Path) -> None:
+    with running_service(empty_url, tmp_path / "log"):
         pass
     lines = (tmp_path / "log").read_text().splitlines()
     (own,) = [line for line in lines if "alembic upgrade head" in line]
@@ -24,29 +31,172 @@ def test_the_service_logs_in_the_format(empty_url: URL, tmp_path: Path) -> None:
     assert " WARNING app.schema: " in own
 
 
-def test_migrations_log_in_the_same_format(empty_url: URL) -> None:
+def test_migrations_log_in_the_format_of_the_service(empty_url: URL) -> None:
     lines = alembic(empty_url, "upgrade", "head").splitlines()
     assert any("INFO alembic.runtime.migration: Running upgrade  -> 0001" in line for line in lines)
     assert all(LINE.match(line) for line in lines)
 
 
-def test_a_migration_within_a_process_leaves_its_loggers_as_they_are(empty_url: URL) -> None:
-    known = logging.getLogger("somebody.else")
-    known.setLevel(logging.DEBUG)
+def test_a_migration_leaves_the_loggers_of_its_process_unchanged(empty_url: URL) -> None:
+    other = logging.getLogger("another.library")
+    other.setLevel(logging.DEBUG)
     handlers, level = list(logging.root.handlers), logging.root.level
     migrate(empty_url)
     assert logging.root.handlers == handlers
     assert logging.root.level == level
-    assert known.level == logging.DEBUG
+    assert other.level == logging.DEBUG
     assert not any(
         logger.disabled for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)
     )
 
 
-def test_a_process_that_has_decided_where_logs_go_keeps_its_format() -> None:
+def test_an_existing_logging_configuration_is_kept() -> None:
     code = (
         "import logging; logging.basicConfig(format='mine %(message)s', level=logging.ERROR);"
         "from app import logs; logs.install(); logging.warning('quiet'); logging.error('loud')"
     )
     result = run(sys.executable, "-c", code, cwd=ROOT, changes={})
     assert result.stdout == "mine loud\n"
+
+
+async def error_of(url: URL, statement: str, parameters: dict[str, Any] | None = None) -> StatementError:
+    """Return the error that a statement raises."""
+    engine = create_engine(url, {}, poolclass=NullPool)
+    async with engine.connect() as connection:
+        for setup in (
+            "CREATE TABLE rows (id INTEGER PRIMARY KEY, name VARCHAR(9) UNIQUE, age INTEGER CHECK (age > 0))",
+            f"INSERT INTO rows VALUES (1, '{SECRET}', 1)",
+        ):
+            await connection.execute(text(setup))
+        with pytest.raises(StatementError) as raised:
+            await connection.execute(text(statement), parameters)
+    await engine.dispose()
+    return raised.value
+
+
+def assert_described_as(error: BaseException, expected: str) -> None:
+    assert describe_error(error) == expected
+    described = describe_with_traceback(error)
+    assert described.startswith(f"{expected}\n")
+    assert SECRET not in described
+
+
+class TestDescriptions:
+    @pytest.mark.parametrize(
+        ("statement", "parameters", "described"),
+        [
+            (
+                "INSERT INTO rows VALUES (2, :value, 1)",
+                {"value": SECRET},
+                'IntegrityError 23505: duplicate key value violates unique constraint "rows_name_key"',
+            ),
+            (
+                "INSERT INTO rows VALUES (NULL, :value, 1)",
+                {"value": SECRET},
+                'IntegrityError 23502: null value in column "id" of relation "rows" violates not-null constraint',
+            ),
+            (
+                "INSERT INTO rows VALUES (2, :value, -1)",
+                {"value": f"{SECRET}x"},
+                'IntegrityError 23514: new row for relation "rows" violates check constraint "rows_age_check"',
+            ),
+            ("INSERT INTO rows VALUES (2, :value, 1)", {"value": SECRET * 9}, "DBAPIError 22001"),
+            ("SELECT CAST(CAST(:value AS TEXT) AS INTEGER)", {"value": SECRET}, "DBAPIError 22P02"),
+            ("SELECT CAST(:value AS INTEGER)", {"value": SECRET}, "DBAPIError 22000"),
+            ("SELECT CAST(:value AS UUID)", {"value": SECRET}, "DBAPIError 22000"),
+            (f"DO $$ BEGIN RAISE EXCEPTION '{SECRET}'; END $$", None, "DBAPIError P0001"),
+            ("SELECT :value FROM rows", {"another": SECRET}, "StatementError InvalidRequestError"),
+            (
+                "SELECT * FROM nowhere WHERE name = :value",
+                {"value": SECRET},
+                'ProgrammingError 42P01: relation "nowhere" does not exist',
+            ),
+        ],
+    )
+    async def test_an_error_of_postgres_is_described_without_values(
+        self, postgres_url: URL, statement: str, parameters: dict[str, Any] | None, described: str
+    ) -> None:
+        assert_described_as(await error_of(postgres_url, statement, parameters), described)
+
+    @pytest.mark.parametrize(
+        ("statement", "parameters", "described"),
+        [
+            (
+                "INSERT INTO rows VALUES (2, :value, 1)",
+                {"value": SECRET},
+                "IntegrityError SQLITE_CONSTRAINT_UNIQUE: UNIQUE constraint failed: rows.name",
+            ),
+            (
+                "INSERT INTO hero (name, secret_name) VALUES (NULL, :value)",
+                {"value": SECRET},
+                "IntegrityError SQLITE_CONSTRAINT_NOTNULL: NOT NULL constraint failed: hero.name",
+            ),
+            (
+                "INSERT INTO rows VALUES (2, :value, -1)",
+                {"value": SECRET},
+                "IntegrityError SQLITE_CONSTRAINT_CHECK: CHECK constraint failed: age > 0",
+            ),
+            (
+                "SELECT * FROM nowhere WHERE name = :value",
+                {"value": SECRET},
+                "OperationalError SQLITE_ERROR: no such table: nowhere",
+            ),
+            ("SELECT :value", {"value": [SECRET]}, "ProgrammingError ProgrammingError"),
+            ("SELECT :value FROM rows", {"another": SECRET}, "StatementError InvalidRequestError"),
+        ],
+    )
+    async def test_an_error_of_sqlite_is_described_without_values(
+        self, sqlite_url: URL, statement: str, parameters: dict[str, Any], described: str
+    ) -> None:
+        assert_described_as(await error_of(sqlite_url, statement, parameters), described)
+
+    def test_a_validation_error_is_described_without_its_input(self) -> None:
+        class Row(BaseModel):
+            name: str
+            age: int
+
+        with pytest.raises(ValidationError) as raised:
+            Row.model_validate({"name": [SECRET], "age": SECRET})
+        described = (
+            "name: Input should be a valid string;"
+            " age: Input should be a valid integer, unable to parse string as an integer"
+        )
+        assert_described_as(raised.value, f"ValidationError: {described}")
+        for kind in (RequestValidationError, ResponseValidationError):
+            assert_described_as(kind(raised.value.errors(), body={"name": SECRET}), f"{kind.__name__}: {described}")
+
+    @pytest.mark.parametrize(
+        ("error", "described"),
+        [
+            (RuntimeError("This session has ended."), "RuntimeError: This session has ended."),
+            (RuntimeError("first\nsecond\r\nthird"), "RuntimeError: first second third"),
+            (RuntimeError(), "RuntimeError"),
+            (KeyError("name"), "KeyError: 'name'"),
+        ],
+    )
+    def test_any_other_error_is_described_by_its_message_in_one_line(self, error: Exception, described: str) -> None:
+        assert describe_error(error) == described
+
+    async def test_the_causes_of_an_error_are_described_without_values(self, url: URL) -> None:
+        refused = await error_of(url, "INSERT INTO rows VALUES (2, :value, 1)", {"value": SECRET})
+        with pytest.raises(RuntimeError) as raised:
+            raise RuntimeError("The import failed.") from refused
+        first, second, *_ = describe_with_traceback(raised.value).splitlines()
+        assert first == "RuntimeError: The import failed."
+        assert second.startswith("  caused by IntegrityError ")
+        assert SECRET not in describe_with_traceback(raised.value)
+
+    def test_a_suppressed_context_is_not_a_cause(self) -> None:
+        error = RuntimeError("No such row.")
+        error.__context__ = KeyError(SECRET)
+        assert "caused by KeyError" in describe_with_traceback(error)
+        error.__suppress_context__ = True
+        assert "caused by" not in describe_with_traceback(error)
+
+    def test_errors_that_cause_each_other_are_described_once(self) -> None:
+        first, second = RuntimeError("first"), RuntimeError("second")
+        first.__cause__, second.__cause__ = second, first
+        assert describe_with_traceback(first).splitlines() == [
+            "RuntimeError: first",
+            "  caused by RuntimeError: second",
+        ]

@@ -1,35 +1,28 @@
-"""What ops do with Alembic, on both databases, with the command line that they use."""
+"""Alembic's commands, and the adoption of a database of the tutorial."""
 
 import asyncio
 import hashlib
 import shutil
 import sqlite3
+from functools import partial
 from pathlib import Path
 
 import pytest
 from alembic import command
 from alembic.util import CommandError
 from asyncpg import UniqueViolationError
-from sqlalchemy import URL, text
+from sqlalchemy import URL, Connection, text
 from sqlmodel import SQLModel
 
 from app.main import create_app
 from app.settings import Settings
 from app.urls import is_sqlite
-from tests.conftest import Databases, alembic_config, migrate, running
-from tests.conftest import execute as execute_alone
-from tests.migrating import (
-    HEAD,
-    ROWS,
-    SCRIPT,
-    alembic,
-    describe,
-    execute,
-    make_tutorial,
-    on,
-    tutorial_tables,
-)
-from tests.processes import ROOT, run, spell
+from tests.support.alembic_commands import HEAD, SCRIPT, alembic, alembic_config, migrate
+from tests.support.app_client import running
+from tests.support.databases import Databases
+from tests.support.processes import ROOT, render_url, run
+from tests.support.sql import describe_schema, execute, execute_autocommit, run_in_transaction
+from tests.support.tutorial import TUTORIAL_ROWS, create_tutorial_database, tutorial_ddl
 
 NAME, AGE, KEY = "name VARCHAR NOT NULL", "age INTEGER", ", PRIMARY KEY (id)"
 FIRST = "INSERT INTO hero (id, name, secret_name) VALUES (1, 'Deadpond', 'x')"
@@ -39,40 +32,45 @@ DEFINITION = text("SELECT sql FROM sqlite_master WHERE name = :name")
 def checksum(url: URL) -> tuple[int, str]:
     """Count the heroes, and digest all that the tutorial knows of them."""
     query = text("SELECT id, name, age, secret_name FROM hero ORDER BY id")
-    rows = on(url, lambda connection: [tuple(row) for row in connection.execute(query)])
+    rows = run_in_transaction(url, lambda connection: [tuple(row) for row in connection.execute(query)])
     return len(rows), hashlib.sha256(repr(rows).encode()).hexdigest()
 
 
 def refuse_to_adopt(url: URL, difference: str) -> None:
-    """Upgrade a database whose table is another one: it must be named, and nothing be changed."""
+    """Upgrade a database whose table differs. The difference must be reported, and nothing changed."""
     rows = text("SELECT * FROM hero ORDER BY 1")
-    before = describe(url), on(url, lambda connection: connection.execute(rows).all())
+    before = describe_schema(url), run_in_transaction(url, lambda connection: connection.execute(rows).all())
     with pytest.raises(CommandError) as refusal:
         migrate(url)
     assert difference in str(refusal.value)
-    assert (describe(url), on(url, lambda connection: connection.execute(rows).all())) == before
+    assert (describe_schema(url), run_in_transaction(url, lambda connection: connection.execute(rows).all())) == before
+
+
+def read_sqlite_definition(connection: Connection, name: str) -> str:
+    return str(connection.scalar(DEFINITION, {"name": name}))
 
 
 class TestCommands:
     @pytest.mark.slow
-    def test_up_and_down_and_up_again(self, empty_url: URL) -> None:
+    def test_upgrade_downgrade_and_upgrade_give_the_same_schema(self, empty_url: URL) -> None:
         upgraded = alembic(empty_url, "upgrade", "head")
         assert "Running upgrade 0001 -> 0002" in upgraded
         assert "Will assume transactional DDL." in upgraded
         assert alembic(empty_url, "current").endswith(f"{HEAD} (head)\n")
-        at_head = describe(empty_url)
+        at_head = describe_schema(empty_url)
         alembic(empty_url, "-x", "lose-data", "downgrade", "base")
-        assert list(describe(empty_url)) == ["alembic_version"]
+        assert list(describe_schema(empty_url)) == ["alembic_version"]
         alembic(empty_url, "upgrade", "head")
-        assert describe(empty_url) == at_head
+        assert describe_schema(empty_url) == at_head
 
     def test_check_finds_no_difference_between_models_and_migrations(self, url: URL) -> None:
         assert "No new upgrade operations detected." in alembic(url, "check")
 
-    def test_sqlite_numbers_rows_as_the_models_say(self, sqlite_url: URL) -> None:
-        """`alembic check` doesn't see this one."""
+    def test_sqlite_uses_autoincrement_where_the_models_do(self, sqlite_url: URL) -> None:
+        """`alembic check` does not compare this."""
         for table in SQLModel.metadata.sorted_tables:
-            made = on(sqlite_url, lambda connection: connection.scalar(DEFINITION, {"name": table.name}))  # noqa: B023
+            read_definition = partial(read_sqlite_definition, name=table.name)
+            made = run_in_transaction(sqlite_url, read_definition)
             assert ("AUTOINCREMENT" in made) == bool(table.dialect_options["sqlite"]["autoincrement"])
 
     def test_history_lists_the_revisions_in_order(self, url: URL) -> None:
@@ -82,26 +80,26 @@ class TestCommands:
 
     @pytest.mark.slow
     def test_the_sql_is_printed_on_postgres_and_refused_on_sqlite(self, empty_url: URL) -> None:
-        result = run("alembic", "upgrade", "head", "--sql", changes={"DATABASE_URL": spell(empty_url)})
+        result = run("alembic", "upgrade", "head", "--sql", changes={"DATABASE_URL": render_url(empty_url)})
         if is_sqlite(empty_url):
             assert result.returncode != 0
             assert "--sql works on Postgres only" in result.stdout
         else:
             assert result.returncode == 0
             assert "ALTER TABLE hero ALTER COLUMN id TYPE BIGINT;" in result.stdout
-        assert not describe(empty_url)
+        assert not describe_schema(empty_url)
 
     def test_the_printed_sql_makes_the_same_schema(self, postgres_databases: Databases, postgres_url: URL) -> None:
         empty_url = postgres_databases.empty()
-        result = run("alembic", "upgrade", "head", "--sql", changes={"DATABASE_URL": spell(empty_url)})
+        result = run("alembic", "upgrade", "head", "--sql", changes={"DATABASE_URL": render_url(empty_url)})
         script = "\n".join(line for line in result.stdout.splitlines() if " INFO alembic." not in line)
         statements = [part for part in script.split(";") if part.strip() not in {"", "BEGIN", "COMMIT"}]
         execute(empty_url, *statements)
-        assert describe(empty_url) == describe(postgres_url)
+        assert describe_schema(empty_url) == describe_schema(postgres_url)
         postgres_databases.drop(empty_url)
 
     @pytest.mark.slow
-    def test_a_revision_that_fails_half_way_leaves_nothing_behind(self, url: URL, tmp_path: Path) -> None:
+    def test_a_failed_revision_leaves_nothing_behind(self, url: URL, tmp_path: Path) -> None:
         project = tmp_path / "project"
         shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "*.db*"))
         alembic(url, "revision", "--message", "Fail", cwd=project)
@@ -111,21 +109,20 @@ class TestCommands:
                 "    pass\n", "    op.execute('CREATE TABLE side (x INTEGER)')\n    op.execute('nonsense')\n", 1
             )
         )
-        before = describe(url)
-        assert run("alembic", "upgrade", "head", cwd=project, changes={"DATABASE_URL": spell(url)}).returncode != 0
-        assert describe(url) == before
+        before = describe_schema(url)
+        assert run("alembic", "upgrade", "head", cwd=project, changes={"DATABASE_URL": render_url(url)}).returncode != 0
+        assert describe_schema(url) == before
         assert HEAD in alembic(url, "current")
 
 
 class TestAdoption:
-    async def test_a_database_of_the_tutorial_keeps_its_rows_and_becomes_like_a_new_one(
-        self, empty_url: URL, url: URL
-    ) -> None:
-        await asyncio.to_thread(make_tutorial, empty_url)
+    async def test_an_adopted_database_keeps_its_rows_and_equals_a_new_one(self, empty_url: URL, url: URL) -> None:
+        await asyncio.to_thread(create_tutorial_database, empty_url)
         await asyncio.to_thread(migrate, empty_url)
-        assert await asyncio.to_thread(describe, empty_url) == await asyncio.to_thread(describe, url)
+        assert await asyncio.to_thread(describe_schema, empty_url) == await asyncio.to_thread(describe_schema, url)
         async with running(create_app(Settings(database_url=empty_url))) as client:
-            assert (await client.get("/heroes/")).json() == ROWS
+            heroes = (await client.get("/heroes/")).json()
+            assert [{key: hero[key] for key in ("name", "age", "id")} for hero in heroes] == TUTORIAL_ROWS
             created = await client.post("/heroes/", json={"name": "Spider-Boy", "secret_name": "Pedro Parqueador"})
             assert created.json()["id"] == 3
 
@@ -133,64 +130,76 @@ class TestAdoption:
         ("change", "difference"),
         [
             pytest.param(
-                "ALTER TABLE hero ADD COLUMN team_id INTEGER", "column team_id: INTEGER here, none there", id="a column"
+                "ALTER TABLE hero ADD COLUMN team_id INTEGER",
+                "column team_id: found INTEGER, expected none",
+                id="a column",
             ),
             pytest.param(
                 "ALTER TABLE hero ADD COLUMN power VARCHAR DEFAULT 'x'",
-                "column power: VARCHAR DEFAULT 'x'",
+                "column power: found VARCHAR DEFAULT 'x'",
                 id="a column with a default",
             ),
             pytest.param(
-                "ALTER TABLE hero RENAME COLUMN age TO years", "column age: none here, INTEGER there", id="another name"
+                "ALTER TABLE hero RENAME COLUMN age TO years",
+                "column age: found none, expected INTEGER",
+                id="another name",
             ),
             pytest.param(
                 "CREATE INDEX ix_hero_both ON hero (name, age)",
-                "index ix_hero_both: name, age here, none there",
+                "index ix_hero_both: found name, age, expected none",
                 id="an index",
             ),
             pytest.param(
                 "CREATE UNIQUE INDEX ix_hero_secret ON hero (secret_name)",
-                "index ix_hero_secret: secret_name unique",
+                "index ix_hero_secret: found secret_name unique",
                 id="a unique index",
             ),
         ],
     )
-    def test_another_table_of_that_name_is_refused_and_left_as_it_is(
+    def test_a_table_with_another_column_or_index_is_refused_and_unchanged(
         self, empty_url: URL, change: str, difference: str
     ) -> None:
-        execute(empty_url, *tutorial_tables(empty_url), FIRST, change)
+        execute(empty_url, *tutorial_ddl(empty_url), FIRST, change)
         refuse_to_adopt(empty_url, difference)
 
     @pytest.mark.parametrize(
         ("part", "other", "difference"),
         [
-            pytest.param(NAME, "name VARCHAR(50) NOT NULL", "column name: VARCHAR(50) NOT NULL here", id="a length"),
-            pytest.param(NAME, "name TEXT NOT NULL", "column name: TEXT NOT NULL here", id="a type"),
-            pytest.param(NAME, "name VARCHAR", "column name: VARCHAR here, VARCHAR NOT NULL there", id="no name"),
-            pytest.param(AGE, "age BIGINT", "column age: BIGINT here, INTEGER there", id="a width"),
-            pytest.param(AGE, "age INTEGER DEFAULT 18", "column age: INTEGER DEFAULT 18 here", id="a default"),
-            pytest.param(KEY, "", "primary key: ", id="no key"),
-            pytest.param(KEY, ", PRIMARY KEY (id, name)", "primary key: id, name here, id there", id="another key"),
+            pytest.param(NAME, "name VARCHAR(50) NOT NULL", "column name: found VARCHAR(50) NOT NULL,", id="a length"),
+            pytest.param(NAME, "name TEXT NOT NULL", "column name: found TEXT NOT NULL,", id="a type"),
+            pytest.param(NAME, "name VARCHAR", "column name: found VARCHAR, expected VARCHAR NOT NULL", id="no name"),
+            pytest.param(AGE, "age BIGINT", "column age: found BIGINT, expected INTEGER", id="a width"),
+            pytest.param(AGE, "age INTEGER DEFAULT 18", "column age: found INTEGER DEFAULT 18,", id="a default"),
+            pytest.param(KEY, "", "primary key: found ,", id="no key"),
+            pytest.param(KEY, ", PRIMARY KEY (id, name)", "primary key: found id, name, expected id", id="another key"),
             pytest.param(
-                KEY, f"{KEY}, CONSTRAINT hero_of_age CHECK (age > 17)", "check hero_of_age: age > 17 here", id="a check"
+                KEY,
+                f"{KEY}, CONSTRAINT hero_of_age CHECK (age > 17)",
+                "check hero_of_age: found age > 17,",
+                id="a check",
             ),
-            pytest.param(KEY, f"{KEY}, CHECK (age > 17)", ": age > 17 here, none there", id="a check without a name"),
             pytest.param(
-                KEY, f"{KEY}, CONSTRAINT hero_one UNIQUE (name)", "unique constraint hero_one: name here", id="a unique"
+                KEY, f"{KEY}, CHECK (age > 17)", ": found age > 17, expected none", id="a check without a name"
             ),
-            pytest.param(KEY, f"{KEY}, UNIQUE (name, age)", ": name, age here", id="a unique without a name"),
+            pytest.param(
+                KEY,
+                f"{KEY}, CONSTRAINT hero_one UNIQUE (name)",
+                "unique constraint hero_one: found name,",
+                id="a unique",
+            ),
+            pytest.param(KEY, f"{KEY}, UNIQUE (name, age)", ": found name, age,", id="a unique without a name"),
             pytest.param(
                 KEY,
                 f"{KEY}, CONSTRAINT hero_boss FOREIGN KEY (age) REFERENCES hero (id)",
-                "foreign key hero_boss: age here, none there",
+                "foreign key hero_boss: found age, expected none",
                 id="a foreign key",
             ),
         ],
     )
-    def test_so_is_one_that_alembic_would_take_for_the_same(
+    def test_a_table_that_alembic_would_consider_equal_is_refused(
         self, empty_url: URL, part: str, other: str, difference: str
     ) -> None:
-        table, *_ = tutorial_tables(empty_url)
+        table, *_ = tutorial_ddl(empty_url)
         assert part in table
         execute(empty_url, table.replace(part, other, 1), FIRST)
         refuse_to_adopt(empty_url, difference)
@@ -198,78 +207,81 @@ class TestAdoption:
     @pytest.mark.parametrize(
         ("part", "other", "difference"),
         [
-            pytest.param("id SERIAL", "id INTEGER", "column id: INTEGER NOT NULL here", id="not numbered"),
+            pytest.param("id SERIAL", "id INTEGER", "column id: found INTEGER NOT NULL,", id="not numbered"),
             pytest.param(
-                "id SERIAL", "id INTEGER DEFAULT 7", "column id: INTEGER NOT NULL DEFAULT 7 here", id="a default"
+                "id SERIAL", "id INTEGER DEFAULT 7", "column id: found INTEGER NOT NULL DEFAULT 7,", id="a default"
             ),
             pytest.param(
-                "id SERIAL", "id BIGSERIAL", "column id: BIGINT NOT NULL, numbered by the database here", id="64 bits"
+                "id SERIAL", "id BIGSERIAL", "column id: found BIGINT NOT NULL, numbered by the database,", id="64 bits"
             ),
             pytest.param(
                 "id SERIAL NOT NULL",
                 "id INTEGER GENERATED BY DEFAULT AS IDENTITY",
-                "column id: INTEGER NOT NULL here, INTEGER NOT NULL, numbered by the database there",
+                "column id: found INTEGER NOT NULL, expected INTEGER NOT NULL, numbered by the database",
                 id="an identity",
             ),
             pytest.param(
-                "name VARCHAR", 'name VARCHAR COLLATE "C"', 'column name: VARCHAR COLLATE "C" NOT', id="a collation"
+                "name VARCHAR",
+                'name VARCHAR COLLATE "C"',
+                'column name: found VARCHAR COLLATE "C" NOT',
+                id="a collation",
             ),
         ],
     )
-    def test_so_is_one_that_numbers_or_sorts_otherwise_on_postgres(
+    def test_another_id_default_or_collation_is_refused_on_postgres(
         self, postgres_databases: Databases, part: str, other: str, difference: str
     ) -> None:
         empty_url = postgres_databases.empty()
-        table, *_ = tutorial_tables(empty_url)
+        table, *_ = tutorial_ddl(empty_url)
         assert part in table
         execute(empty_url, table.replace(part, other, 1), FIRST)
         refuse_to_adopt(empty_url, difference)
         postgres_databases.drop(empty_url)
 
-    def test_so_is_one_that_sorts_otherwise_on_sqlite_which_would_forget_it(self, sqlite_databases: Databases) -> None:
+    def test_another_collation_is_refused_on_sqlite(self, sqlite_databases: Databases) -> None:
         empty_url = sqlite_databases.empty()
-        table, *_ = tutorial_tables(empty_url)
+        table, *_ = tutorial_ddl(empty_url)
         execute(empty_url, table.replace("name VARCHAR", "name VARCHAR COLLATE NOCASE", 1), FIRST)
         refuse_to_adopt(empty_url, "COLLATE of hero")
 
-    def test_so_is_one_whose_index_was_never_finished(self, postgres_databases: Databases) -> None:
+    def test_a_table_with_an_invalid_index_is_refused_on_postgres(self, postgres_databases: Databases) -> None:
         empty_url = postgres_databases.empty()
-        table, *_ = tutorial_tables(empty_url)
+        table, *_ = tutorial_ddl(empty_url)
         execute(empty_url, table, "INSERT INTO hero (name, secret_name) VALUES ('Deadpond', 'x'), ('Deadpond', 'x')")
         with pytest.raises(UniqueViolationError):
-            execute_alone(empty_url, "CREATE UNIQUE INDEX CONCURRENTLY ix_hero_name ON hero (name)")
-        refuse_to_adopt(empty_url, "index ix_hero_name: name unique invalid here, name there")
+            execute_autocommit(empty_url, "CREATE UNIQUE INDEX CONCURRENTLY ix_hero_name ON hero (name)")
+        refuse_to_adopt(empty_url, "index ix_hero_name: found name unique invalid, expected name")
         postgres_databases.drop(empty_url)
 
-    def test_a_table_with_a_trigger_is_refused_on_sqlite_which_would_lose_it(self, sqlite_databases: Databases) -> None:
+    def test_a_table_with_a_trigger_is_refused_on_sqlite(self, sqlite_databases: Databases) -> None:
         empty_url = sqlite_databases.empty()
         trigger = "CREATE TRIGGER watch AFTER DELETE ON hero BEGIN SELECT 1; END"
-        execute(empty_url, *tutorial_tables(empty_url), FIRST, trigger)
-        refuse_to_adopt(empty_url, "trigger watch: present here, none there")
+        execute(empty_url, *tutorial_ddl(empty_url), FIRST, trigger)
+        refuse_to_adopt(empty_url, "trigger watch: found present, expected none")
 
-    def test_every_difference_is_said_in_a_sentence_and_by_the_status(self, empty_url: URL) -> None:
-        table, *_ = tutorial_tables(empty_url)
+    def test_a_refused_adoption_fails_and_lists_every_difference(self, empty_url: URL) -> None:
+        table, *_ = tutorial_ddl(empty_url)
         execute(empty_url, table.replace("age INTEGER", "age INTEGER NOT NULL, team_id INTEGER"))
-        before = describe(empty_url)
-        result = run("alembic", "upgrade", "head", changes={"DATABASE_URL": spell(empty_url)})
+        before = describe_schema(empty_url)
+        result = run("alembic", "upgrade", "head", changes={"DATABASE_URL": render_url(empty_url)})
         assert result.returncode != 0
         assert (
-            "FAILED: The table 'hero' is not the one of FastAPI's SQL tutorial, so it was left as it is:\n"
-            "  column age: INTEGER NOT NULL here, INTEGER there\n"
-            "  column team_id: INTEGER here, none there\n"
+            "FAILED: The table 'hero' is not the one of FastAPI's SQL tutorial, so nothing was changed:\n"
+            "  column age: found INTEGER NOT NULL, expected INTEGER\n"
+            "  column team_id: found INTEGER, expected none\n"
         ) in result.stdout
         assert "Traceback" not in result.stdout
-        assert describe(empty_url) == before
+        assert describe_schema(empty_url) == before
 
-    def test_the_indexes_that_early_chapters_lack_are_made(self, empty_url: URL, url: URL) -> None:
-        execute(empty_url, tutorial_tables(empty_url)[0])
+    def test_indexes_that_early_chapters_lack_are_created(self, empty_url: URL, url: URL) -> None:
+        execute(empty_url, tutorial_ddl(empty_url)[0])
         migrate(empty_url)
-        assert describe(empty_url) == describe(url)
+        assert describe_schema(empty_url) == describe_schema(url)
 
-    def test_ten_thousand_rows_are_kept_to_the_letter(self, empty_url: URL) -> None:
+    def test_adoption_keeps_ten_thousand_rows_unchanged(self, empty_url: URL) -> None:
         execute(
             empty_url,
-            *tutorial_tables(empty_url),
+            *tutorial_ddl(empty_url),
             "INSERT INTO hero (name, age, secret_name)"
             " WITH RECURSIVE n (x) AS (SELECT 1 UNION ALL SELECT x + 1 FROM n WHERE x < 10500)"
             " SELECT 'Hero ''№ ' || x, CASE WHEN x % 3 > 0 THEN 2147483647 - x END, CASE WHEN x % 7 > 0 THEN 'x\n' || x"
@@ -281,10 +293,10 @@ class TestAdoption:
         migrate(empty_url)
         assert checksum(empty_url) == (count, before)
 
-    def test_the_other_tables_of_its_database_stay_as_they_are(self, empty_url: URL) -> None:
+    def test_adoption_leaves_other_tables_unchanged(self, empty_url: URL) -> None:
         execute(
             empty_url,
-            *tutorial_tables(empty_url),
+            *tutorial_ddl(empty_url),
             FIRST,
             "CREATE TABLE team (id INTEGER PRIMARY KEY, name VARCHAR UNIQUE)",
             "CREATE TABLE membership (hero_id INTEGER REFERENCES hero (id) ON DELETE CASCADE, team_id INTEGER NOT NULL"
@@ -293,52 +305,54 @@ class TestAdoption:
             "INSERT INTO team (id, name) VALUES (1, 'Preventers')",
             "INSERT INTO membership (hero_id, team_id) VALUES (1, 1)",
         )
-        before = describe(empty_url)
+        before = describe_schema(empty_url)
         migrate(empty_url)
-        after = describe(empty_url)
+        after = describe_schema(empty_url)
         assert {name: after[name] for name in ("team", "membership")} == {
             name: before[name] for name in ("team", "membership")
         }
         query = text(
             "SELECT hero.name, team.name FROM membership JOIN hero ON hero.id = hero_id JOIN team ON team.id = team_id"
         )
-        assert on(empty_url, lambda connection: connection.execute(query).all()) == [("Deadpond", "Preventers")]
+        assert run_in_transaction(empty_url, lambda connection: connection.execute(query).all()) == [
+            ("Deadpond", "Preventers")
+        ]
 
-    def test_a_check_beforehand_does_not_hinder(self, empty_url: URL, url: URL) -> None:
-        execute(empty_url, *tutorial_tables(empty_url), FIRST)
+    def test_a_database_is_adopted_after_alembic_check(self, empty_url: URL, url: URL) -> None:
+        execute(empty_url, *tutorial_ddl(empty_url), FIRST)
         with pytest.raises(CommandError, match="not up to date"):
             command.check(alembic_config(empty_url))
-        # On SQLite, its empty table is there now. On Postgres, the check of another project's may have left one.
+        # On SQLite, `check` creates the empty table. On Postgres, that of another project may have.
         execute(empty_url, "CREATE TABLE IF NOT EXISTS alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)")
         migrate(empty_url)
-        assert describe(empty_url)["hero"] == describe(url)["hero"]
+        assert describe_schema(empty_url)["hero"] == describe_schema(url)["hero"]
         assert checksum(empty_url)[0] == 1
 
 
 class TestFirstRevision:
-    def test_it_is_what_create_all_makes_of_the_tutorial(self, databases: Databases) -> None:
+    def test_it_equals_create_all_of_the_tutorial(self, databases: Databases) -> None:
         by_create_all, by_alembic = databases.empty(), databases.empty()
-        make_tutorial(by_create_all)
+        create_tutorial_database(by_create_all)
         migrate(by_alembic, "0001")
-        of_alembic, of_create_all = describe(by_alembic)["hero"], describe(by_create_all)["hero"]
+        of_alembic, of_create_all = describe_schema(by_alembic)["hero"], describe_schema(by_create_all)["hero"]
         databases.drop(by_create_all)
         databases.drop(by_alembic)
-        if is_sqlite(by_alembic):  # there, create_all gives the key no name
+        if is_sqlite(by_alembic):  # create_all does not name the key on SQLite
             of_alembic["key"].pop("name")
             of_create_all["key"].pop("name")
         assert of_alembic == of_create_all
 
 
 class TestIds:
-    def test_an_id_past_32_bits_fits(self, url: URL) -> None:
+    def test_an_id_beyond_32_bits_fits(self, url: URL) -> None:
         execute(url, f"INSERT INTO hero (id, name, secret_name) VALUES ({2**40}, 'Far', 'x')")
         if not is_sqlite(url):
             execute(url, f"SELECT setval('hero_id_seq', {2**40})")
         execute(url, "INSERT INTO hero (name, secret_name) VALUES ('Farther', 'x')")
-        newest = on(url, lambda connection: connection.scalar(text("SELECT max(id) FROM hero")))
+        newest = run_in_transaction(url, lambda connection: connection.scalar(text("SELECT max(id) FROM hero")))
         assert newest == 2**40 + 1
 
-    def test_sqlite_counts_on_where_an_adopted_table_was(self, tmp_path: Path) -> None:
+    def test_sqlite_numbers_new_rows_after_those_of_an_adopted_table(self, tmp_path: Path) -> None:
         path = tmp_path / "database.db"
         with sqlite3.connect(path) as connection:
             connection.executescript(
@@ -350,7 +364,7 @@ class TestIds:
         url = URL.create("sqlite+aiosqlite", database=str(path))
         migrate(url)
         execute(url, "DELETE FROM hero", "INSERT INTO hero (name, secret_name) VALUES ('Rusty-Man', 'x')")
-        assert on(url, lambda connection: connection.scalar(text("SELECT id FROM hero"))) == 42
+        assert run_in_transaction(url, lambda connection: connection.scalar(text("SELECT id FROM hero"))) == 42
 
 
 def test_there_is_one_head() -> None:

@@ -1,4 +1,4 @@
-"""The API's own documentation tells the truth: all that it says occurs, and nothing else does."""
+"""The OpenAPI schema declares exactly the responses that occur."""
 
 import asyncio
 import re
@@ -7,20 +7,21 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import URL, text
+from sqlalchemy import URL
 
-from app.database import create_engine
-from app.heroes.routes import MAX_BATCH_BYTES
+from app.heroes.routes import MAX_BATCH_SIZE
 from app.main import create_app
 from app.settings import Settings
-from tests.conftest import migrate, running
+from tests.support.alembic_commands import migrate
+from tests.support.app_client import running
+from tests.support.heroes import DEADPOND
+from tests.support.sql import execute
 
-HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
 JSON = {"Content-Type": "application/json"}
-Answer = tuple[str, str, int, str]
+Response = tuple[str, str, int, str]
 
 
-def declared(schema: dict[str, Any]) -> Iterator[Answer]:
+def declared_responses(schema: dict[str, Any]) -> Iterator[Response]:
     for path, operations in schema["paths"].items():
         for method, operation in operations.items():
             for status, response in operation["responses"].items():
@@ -30,99 +31,104 @@ def declared(schema: dict[str, Any]) -> Iterator[Answer]:
 
 async def chunks() -> AsyncIterator[bytes]:
     for _ in range(2):
-        yield b" " * MAX_BATCH_BYTES
+        yield b" " * MAX_BATCH_SIZE
 
 
-async def ask(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> set[Answer]:
-    """Ask for both forms of an answer, and note which operation gave which."""
-    answers = set()
+async def request(client: httpx.AsyncClient, method: str, path: str, **options: Any) -> set[Response]:
+    """Request a response in both error formats, and return each with its operation."""
+    responses = set()
     for accept in ("application/json", "application/problem+json"):
         headers = {"Accept": accept, **options.pop("headers", JSON)}
         response = await client.request(method, path, headers=headers, **options)
         options["headers"] = {name: value for name, value in headers.items() if name != "Accept"}
         template = re.sub(r"/heroes/(?!batch|export)[^/]+", "/heroes/{hero_id}", path.partition("?")[0])
         content_type = response.headers.get("Content-Type", "").partition(";")[0]
-        answers.add((method, template, response.status_code, content_type))
-    return answers
+        responses.add((method, template, response.status_code, content_type))
+    return responses
 
 
-async def ask_everything(client: httpx.AsyncClient) -> set[Answer]:
-    """Ask each operation what it can be asked while the database is well."""
-    answers = await ask(client, "GET", "/livez") | await ask(client, "GET", "/readyz")
-    answers |= await ask(client, "POST", "/heroes/", json=HERO)
-    answers |= await ask(client, "POST", "/heroes/batch", json=[HERO])
-    answers |= await ask(client, "GET", "/heroes/export")
-    answers |= await ask(client, "GET", "/heroes/export?min_age=x")
-    answers |= await ask(client, "GET", "/heroes/1", headers={"If-None-Match": "*"})
+async def request_all_responses(client: httpx.AsyncClient) -> set[Response]:
+    """Provoke every response that occurs while the database works."""
+    responses = await request(client, "GET", "/livez") | await request(client, "GET", "/readyz")
+    responses |= await request(client, "POST", "/heroes/", json=DEADPOND)
+    responses |= await request(client, "POST", "/heroes/batch", json=[DEADPOND])
+    responses |= await request(client, "GET", "/heroes/export")
+    responses |= await request(client, "GET", "/heroes/export?min_age=x")
+    responses |= await request(client, "GET", "/heroes/1", headers={"If-None-Match": "*"})
     for method in ("PATCH", "DELETE"):
-        answers |= await ask(client, method, "/heroes/1", json=HERO, headers=JSON | {"If-Match": '"99"'})
+        responses |= await request(client, method, "/heroes/1", json=DEADPOND, headers=JSON | {"If-Match": '"99"'})
     for path in ("/heroes/1", "/heroes/99", "/heroes/x"):
-        answers |= await ask(client, "GET", path)
-        answers |= await ask(client, "PATCH", path, json=HERO)
-    answers |= await ask(client, "GET", "/heroes/")
-    answers |= await ask(client, "GET", "/heroes/?limit=x")
+        responses |= await request(client, "GET", path)
+        responses |= await request(client, "PATCH", path, json=DEADPOND)
+    responses |= await request(client, "GET", "/heroes/")
+    responses |= await request(client, "GET", "/heroes/?limit=x")
     for method, path in (("POST", "/heroes/"), ("PATCH", "/heroes/1"), ("POST", "/heroes/batch")):
-        answers |= await ask(client, method, path, content=b"{")
-        answers |= await ask(client, method, path, content=b"[]")
-        answers |= await ask(client, method, path, content=b" " * (MAX_BATCH_BYTES + 1))
+        responses |= await request(client, method, path, content=b"\xff")
+        responses |= await request(client, method, path, content=b"{")
+        responses |= await request(client, method, path, content=b"[]")
+        responses |= await request(client, method, path, content=b" " * (MAX_BATCH_SIZE + 1))
         for accept in ("application/json", "application/problem+json"):
             headers = {"Accept": accept, **JSON}
             response = await client.request(method, path, content=chunks(), headers=headers)
             template = re.sub("1$", "{hero_id}", path)
-            answers.add((method, template, response.status_code, response.headers["Content-Type"]))
+            responses.add((method, template, response.status_code, response.headers["Content-Type"]))
     for path in ("/heroes/x", "/heroes/1", "/heroes/2", "/heroes/2"):
-        answers |= await ask(client, "DELETE", path)
-    return answers
+        responses |= await request(client, "DELETE", path)
+    return responses
 
 
-async def ask_operations(client: httpx.AsyncClient) -> set[Answer]:
-    """Ask each operation once."""
-    answers = set()
+async def request_all_operations(client: httpx.AsyncClient) -> set[Response]:
+    """Send one request to each operation."""
+    responses = set()
     for method, path in (("POST", "/heroes/"), ("GET", "/heroes/"), ("GET", "/heroes/export")):
-        answers |= await ask(client, method, path, json=HERO)
-    answers |= await ask(client, "POST", "/heroes/batch", json=[HERO])
+        responses |= await request(client, method, path, json=DEADPOND)
+    responses |= await request(client, "POST", "/heroes/batch", json=[DEADPOND])
     for method in ("GET", "PATCH", "DELETE"):
-        answers |= await ask(client, method, "/heroes/1", json=HERO)
-    return answers
+        responses |= await request(client, method, "/heroes/1", json=DEADPOND)
+    return responses
 
 
-async def test_every_answer_is_declared_and_every_declared_answer_occurs(empty_url: URL) -> None:
+async def test_every_response_is_declared_and_every_declared_response_occurs(empty_url: URL) -> None:
     app = create_app(Settings(database_url=empty_url))
     async with running(app) as client:
-        answers = await ask_operations(client) | await ask(client, "GET", "/readyz")
+        responses = await request_all_operations(client) | await request(client, "GET", "/readyz")
         await asyncio.to_thread(migrate, empty_url)
         await client.get("/readyz")
-        answers |= await ask_everything(client)
-        engine = create_engine(empty_url, {})
-        async with engine.begin() as connection:
-            await connection.execute(text("ALTER TABLE hero RENAME TO hidden"))
-        await engine.dispose()
-        answers |= await ask_operations(client)
-        asked = {path for _, path, _, _ in answers}
-        assert asked == {"/heroes/", "/heroes/batch", "/heroes/export", "/heroes/{hero_id}", "/livez", "/readyz"}
+        responses |= await request_all_responses(client)
+        await asyncio.to_thread(execute, empty_url, "ALTER TABLE hero RENAME TO hidden")
+        responses |= await request_all_operations(client)
+        paths_requested = {path for _, path, _, _ in responses}
+        assert paths_requested == {
+            "/heroes/",
+            "/heroes/batch",
+            "/heroes/export",
+            "/heroes/{hero_id}",
+            "/livez",
+            "/readyz",
+        }
         schema = (await client.get("/openapi.json")).json()
-        assert answers == {answer for answer in declared(schema) if answer[1] in asked}
+        assert responses == {response for response in declared_responses(schema) if response[1] in paths_requested}
 
 
-async def test_every_answer_has_the_form_that_is_declared(client: httpx.AsyncClient) -> None:
-    """One of each form, looked at in full; the fuzzer looks at many more."""
+async def test_every_response_has_the_declared_fields(client: httpx.AsyncClient) -> None:
+    """One response for each model; the fuzzer checks many more."""
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     assert not any("$defs" in schema for schema in schemas.values())
-    created = (await client.post("/heroes/", json=HERO)).json()
+    created = (await client.post("/heroes/", json=DEADPOND)).json()
     invalid = (await client.post("/heroes/", json={})).json()
     problem = (await client.post("/heroes/", json={}, headers={"Accept": "application/problem+json"})).json()
     missing = (await client.get("/heroes/99")).json()
-    for name, answer in {
+    for name, response in {
         "HeroPublic": created,
         "InvalidInput": invalid,
         "InvalidValue": invalid["detail"][0],
         "Problem": problem,
         "Error": missing,
     }.items():
-        assert set(schemas[name]["required"]) <= answer.keys() <= schemas[name]["properties"].keys()
+        assert set(schemas[name]["required"]) <= response.keys() <= schemas[name]["properties"].keys()
 
 
-async def test_operations_have_names_that_a_client_can_have_as_functions(client: httpx.AsyncClient) -> None:
+async def test_operation_ids_are_valid_function_names(client: httpx.AsyncClient) -> None:
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert {operation["operationId"] for operations in paths.values() for operation in operations.values()} >= {
         "create_hero",
@@ -135,7 +141,7 @@ async def test_operations_have_names_that_a_client_can_have_as_functions(client:
     }
 
 
-async def test_what_can_be_sent_is_described_with_its_limits_and_an_example(client: httpx.AsyncClient) -> None:
+async def test_every_input_has_a_description_limits_and_an_example(client: httpx.AsyncClient) -> None:
     schema = (await client.get("/openapi.json")).json()
     for model in ("HeroCreate", "HeroUpdate"):
         for name, described in schema["components"]["schemas"][model]["properties"].items():
@@ -155,7 +161,7 @@ async def test_what_can_be_sent_is_described_with_its_limits_and_an_example(clie
                     assert {"maximum", "minimum"} <= value.keys()
 
 
-async def test_what_no_client_sends_is_not_in_what_it_can_send(client: httpx.AsyncClient) -> None:
+async def test_the_models_have_only_what_clients_send_and_receive(client: httpx.AsyncClient) -> None:
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]
     assert "secret_name" not in schemas["HeroPublic"]["properties"]
     assert schemas["HeroUpdate"].get("required", []) == []
@@ -163,5 +169,5 @@ async def test_what_no_client_sends_is_not_in_what_it_can_send(client: httpx.Asy
 
 
 @pytest.mark.parametrize("page", ["/docs", "/redoc"])
-async def test_it_can_be_read(client: httpx.AsyncClient, page: str) -> None:
+async def test_the_documentation_pages_are_served(client: httpx.AsyncClient, page: str) -> None:
     assert (await client.get(page)).status_code == 200

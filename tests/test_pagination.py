@@ -1,19 +1,22 @@
-"""Lists: their order, their filters, and pages that neither skip nor repeat a row while others write."""
+"""Pagination: the order and filters of a list, its headers, and pages that neither skip nor repeat a row."""
 
 import asyncio
 import base64
 import json
 import random
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, ClassVar, Literal
 from urllib.parse import parse_qs, urlsplit
 
 import httpx
 import pytest
 from fastapi import FastAPI
-from sqlalchemy import URL, text
+from pydantic import create_model
+from sqlalchemy import JSON, URL, Column, Integer, MetaData, String, Table, bindparam, text
 
 from app.database import create_engine
+from app.keyset import KeysetPaginator
+from app.pagination import PageQuery
 
 SORTS = ("id", "-id", "name", "-name", "age", "-age")
 FILTERS = (
@@ -91,7 +94,7 @@ class TestOrder:
         return await create(client, list(some_heroes(150)))
 
     @pytest.mark.parametrize("query", FILTERS)
-    async def test_every_order_with_every_filter_in_pages_of_any_length(
+    async def test_every_sort_with_every_filter_is_a_total_order_in_pages_of_any_length(
         self, client: httpx.AsyncClient, heroes: list[Hero], query: str
     ) -> None:
         for sort in SORTS:
@@ -102,7 +105,7 @@ class TestOrder:
                 found = await walk(client, f"/heroes/?sort={sort}&limit={limit}&{query}")
                 assert [hero["id"] for hero in found] == wanted, (sort, limit)
 
-    async def test_an_offset_leads_into_the_same_order_and_on_by_a_cursor(
+    async def test_a_page_by_offset_is_of_the_same_order_and_continues_by_cursor(
         self, client: httpx.AsyncClient, heroes: list[Hero]
     ) -> None:
         for sort in SORTS:
@@ -116,7 +119,7 @@ class TestOrder:
         names = [hero["name"] for hero in await walk(client, "/heroes/?sort=name")]
         assert names == sorted(hero["name"] for hero in heroes)
 
-    async def test_the_count_is_of_the_whole_list_and_comes_when_asked_for(
+    async def test_an_exact_count_is_of_all_pages_and_only_on_request(
         self, client: httpx.AsyncClient, heroes: list[Hero]
     ) -> None:
         for query in FILTERS:
@@ -141,7 +144,7 @@ async def test_the_collation_of_names_does_not_depend_on_the_database(postgres_u
 
 
 class TestLink:
-    async def test_there_is_one_while_there_is_more(self, client: httpx.AsyncClient) -> None:
+    async def test_every_page_but_the_last_has_a_link(self, client: httpx.AsyncClient) -> None:
         await create(client, list(some_heroes(3)))
         assert next_page(await client.get("/heroes/?limit=2"))
         assert next_page(await client.get("/heroes/?limit=3")) is None
@@ -150,7 +153,7 @@ class TestLink:
         assert next_page(await client.get(f"/heroes/?offset={2**63 - 1}")) is None
 
     @pytest.mark.parametrize("path", ["/heroes", "/heroes/"])
-    async def test_it_has_the_spelling_of_the_client_and_not_its_host(
+    async def test_a_link_has_the_path_that_the_client_sent_and_not_its_host(
         self, client: httpx.AsyncClient, path: str
     ) -> None:
         await create(client, list(some_heroes(3)))
@@ -164,7 +167,15 @@ class TestLink:
             "name": ["twin"],
         }
 
-    async def test_it_has_the_path_that_a_proxy_takes_away(self, app: FastAPI) -> None:
+    async def test_a_link_has_the_parameters_as_the_client_wrote_them(self, client: httpx.AsyncClient) -> None:
+        await create(client, [{"name": "é & ü", "age": 5, "secret_name": "x"}] * 3)
+        query = "max_age=007&name=%C3%A9+%26+%C3%BC&limit=1"
+        link = next_page(await client.get(f"/heroes/?{query}"))
+        assert link
+        assert link.partition("&cursor=")[0] == f"/heroes/?{query}"
+        assert [hero["id"] for hero in await walk(client, link)] == [2, 3]
+
+    async def test_a_link_has_the_path_prefix_that_a_proxy_strips(self, app: FastAPI) -> None:
         transport = httpx.ASGITransport(app, root_path="/api")
         async with (
             app.router.lifespan_context(app),
@@ -178,7 +189,7 @@ class TestLink:
             assert created.headers["Location"] == "/api/heroes/3"
 
 
-def seal(*parts: Any) -> str:
+def forged(*parts: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
 
 
@@ -189,7 +200,7 @@ class TestCursor:
         return parse_qs(urlsplit(link).query)["cursor"][0]
 
     @pytest.mark.parametrize("other", ["sort=-age", "sort=age&name=twin", "sort=age&min_age=1", "", "sort=name"])
-    async def test_one_of_another_list_is_refused(self, client: httpx.AsyncClient, other: str) -> None:
+    async def test_a_cursor_of_another_list_is_refused(self, client: httpx.AsyncClient, other: str) -> None:
         await create(client, list(some_heroes(5)))
         cursor = await self.cursor(client, "sort=age")
         assert (await client.get(f"/heroes/?sort=age&cursor={cursor}")).status_code == 200
@@ -199,7 +210,7 @@ class TestCursor:
             "detail": [{"type": "cursor", "loc": ["query"], "msg": "The cursor is not one of this list"}]
         }
 
-    async def test_garbage_is_refused(self, client: httpx.AsyncClient) -> None:
+    async def test_a_malformed_cursor_is_refused(self, client: httpx.AsyncClient) -> None:
         await create(client, list(some_heroes(5)))
         cursor = await self.cursor(client, "sort=age")
         owner, _, number = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
@@ -212,18 +223,18 @@ class TestCursor:
             "AAAA",
             cursor[:-3],
             cursor + "x",
-            seal(),
-            seal(owner),
-            seal(owner, 1, 2, 3),
-            seal(owner, "1", 2),
-            seal(owner, *[True], 2),
-            seal(owner, 1.5, 2),
-            seal(owner, 2**63, 2),
-            seal(owner, 1, 2**63),
-            seal(owner, 1, None),
-            seal(owner, [1], 2),
-            seal([owner], 1, 2),
-            seal({}, 1, 2),
+            forged(),
+            forged(owner),
+            forged(owner, 1, 2, 3),
+            forged(owner, "1", 2),
+            forged(owner, *[True], 2),
+            forged(owner, 1.5, 2),
+            forged(owner, 2**63, 2),
+            forged(owner, 1, 2**63),
+            forged(owner, 1, None),
+            forged(owner, [1], 2),
+            forged([owner], 1, 2),
+            forged({}, 1, 2),
             base64.urlsafe_b64encode(b"[" * 20_000).decode(),
             base64.urlsafe_b64encode(b"[1, 1, " + b"9" * 5000 + b"]").decode(),
         ):
@@ -232,17 +243,17 @@ class TestCursor:
         name = await self.cursor(client, "sort=name")
         owner = json.loads(base64.urlsafe_b64decode(name + "=" * (-len(name) % 4)))[0]
         for value in (None, 1, "\0", "\ud800"):
-            response = await client.get("/heroes/", params={"sort": "name", "cursor": seal(owner, value, number)})
+            response = await client.get("/heroes/", params={"sort": "name", "cursor": forged(owner, value, number)})
             assert response.status_code == 422, value
 
-    async def test_it_excludes_an_offset(self, client: httpx.AsyncClient) -> None:
+    async def test_a_cursor_and_an_offset_exclude_each_other(self, client: httpx.AsyncClient) -> None:
         await create(client, list(some_heroes(5)))
         cursor = await self.cursor(client, "")
         response = await client.get(f"/heroes/?cursor={cursor}&offset=0")
         assert response.status_code == 422
         assert response.json()["detail"][0]["type"] == "cursor_and_offset"
 
-    async def test_it_survives_the_row_that_it_was_made_of(self, client: httpx.AsyncClient) -> None:
+    async def test_a_cursor_is_valid_after_its_row_is_deleted(self, client: httpx.AsyncClient) -> None:
         created = await create(client, list(some_heroes(5)))
         first = (await client.get("/heroes/?limit=2")).json()
         link = next_page(await client.get("/heroes/?limit=2"))
@@ -250,6 +261,48 @@ class TestCursor:
         for hero in first:
             await client.delete(f"/heroes/{hero['id']}")
         assert [hero["id"] for hero in await walk(client, link)] == [hero["id"] for hero in created[2:]]
+
+    async def test_a_cursor_of_an_earlier_release_is_valid(self, client: httpx.AsyncClient) -> None:
+        await create(client, [{"name": "x", "age": age, "secret_name": "x"} for age in (31, 32, 32, 32)])
+        response = await client.get("/heroes/?limit=2&sort=-age&cursor=WyIxYzFjZjk3NTRlMjAiLDMyLDRd")
+        assert [hero["id"] for hero in response.json()] == [3, 2]
+
+
+class TestDeclaration:
+    """What is wrong with a resource's lists is an error when its module is imported."""
+
+    TABLE = Table("thing", MetaData(), Column("id", Integer), Column("name", String), Column("details", JSON))
+
+    def paginator(self) -> KeysetPaginator:
+        model = create_model("Thing", id=int, name=str, details=dict[str, Any])
+        return KeysetPaginator(model, list(self.TABLE.c), {"name": self.TABLE.c.name == bindparam("name")})
+
+    def test_a_list_can_not_be_sorted_by_json(self) -> None:
+        with pytest.raises(TypeError, match=r"a list can't be sorted by thing\.details: JSON"):
+
+            class Query(PageQuery):
+                paginator: ClassVar = self.paginator()
+                name: str | None = None
+                sort: Literal["id", "-details"] = "id"
+
+    def test_a_list_can_only_be_sorted_by_its_columns(self) -> None:
+        with pytest.raises(TypeError, match="a list can't be sorted by size: it is none of its columns"):
+
+            class Query(PageQuery):
+                paginator: ClassVar = self.paginator()
+                name: str | None = None
+                sort: Literal["id", "size"] = "id"
+
+    def test_each_filter_has_a_field_and_a_condition(self) -> None:
+        with pytest.raises(TypeError, match="Query has the fields color, and its paginator the filters name"):
+
+            class Query(PageQuery):
+                paginator: ClassVar = self.paginator()
+                color: str | None = None
+
+    def test_a_list_needs_an_id(self) -> None:
+        with pytest.raises(TypeError, match="a list needs a column id"):
+            KeysetPaginator(create_model("Thing", name=str), [self.TABLE.c.name], {})
 
 
 class Writer:

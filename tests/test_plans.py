@@ -18,8 +18,9 @@ from sqlalchemy.engine import Engine
 from app.main import create_app
 from app.settings import Settings
 from app.urls import is_sqlite
-from tests.conftest import Databases, running
-from tests.migrating import execute
+from tests.support.app_client import running
+from tests.support.databases import Databases
+from tests.support.sql import execute
 
 pytestmark = pytest.mark.slow
 
@@ -98,6 +99,7 @@ async def statement_of(client: httpx.AsyncClient, path: str) -> tuple[httpx.Resp
 
 
 def cursor_of(response: httpx.Response) -> str:
+    assert response.status_code == 200, response.text
     return parse_qs(urlsplit(response.links["next"]["url"]).query)["cursor"][0]
 
 

@@ -1,394 +1,422 @@
-"""Sessions are lent in order, within bounds, and clean; and what they are lent for is done."""
+"""The pool serves in the order of arrival, within bounds, and hands out no connection that somebody has left dirty."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from contextvars import ContextVar
+from random import Random
 from typing import Any
 
 import pytest
 from sqlalchemy import URL, text
 from sqlalchemy.exc import SQLAlchemyError
-from sqlmodel.ext.asyncio.session import AsyncSession
 
+import app.pool
 from app.database import Database
-from app.errors import Unavailable
-from app.heroes.models import Hero
-from app.pool import BrokenOffError, SessionPool
-from app.sessions import transaction
-from tests.conftest import execute
+from app.pool import ConnectionPool, PooledConnection, PoolUnavailableError
+from app.urls import is_sqlite
+from tests.support.locks import async_write_lock
+from tests.support.polling import wait_until_async
+from tests.support.processes import TIMEOUT
+from tests.support.sql import execute_autocommit, fetch_value
 
-PATIENCE = 30  # seconds: for a queue that hangs, not for one that is slow
-HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
+INSERT = "INSERT INTO hero (name, secret_name) VALUES ('Deadpond', 'Dive Wilson')"
+COUNT = "SELECT count(*) FROM hero"
 
 
 @asynccontextmanager
-async def lending(
+async def open_pool(
     url: URL, *, size: int = 1, queue_size: int = 100, queue_timeout: float = 60
-) -> AsyncIterator[SessionPool]:
-    """A pool of sessions that write."""
+) -> AsyncIterator[ConnectionPool]:
+    """Yield a pool of connections that write."""
     async with Database(url, lock_timeout=5, statement_timeout=30, sqlite_synchronous="NORMAL") as database:
-        pool = SessionPool(database.writes, size=size, queue_size=queue_size, queue_timeout=queue_timeout)
-        async with asyncio.timeout(PATIENCE):
+        pool = ConnectionPool(database.writes, size=size, queue_size=queue_size, queue_timeout=queue_timeout)
+        async with asyncio.timeout(TIMEOUT):
             yield pool
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT):
             await pool.close()
 
 
-class Hold:
-    """Work that holds its session until it is told to let go."""
-
-    def __init__(self, pool: SessionPool) -> None:
-        """Begin."""
-        self._held = asyncio.Event()
-        self._over = asyncio.Event()
-        self.task = asyncio.create_task(pool.lend(self._work))
-
-    async def _work(self, session: AsyncSession) -> str:
-        await run(session, "SELECT 1")
-        self._held.set()
-        await self._over.wait()
-        return "done"
-
-    async def is_held(self) -> None:
-        """Wait until the session is lent."""
-        await self._held.wait()
-
-    async def let_go(self) -> str:
-        """Let the session go."""
-        self._over.set()
-        return await self.task
+@asynccontextmanager
+async def acquired(pool: ConnectionPool, *, patient: bool = False) -> AsyncIterator[PooledConnection]:
+    """Hold a connection in AUTOCOMMIT, as a session does."""
+    pooled = pool.acquire_nowait() or await pool.acquire(patient=patient)
+    try:
+        pooled.prepare(autocommit=True)
+        yield pooled
+    finally:
+        pool.release(pooled)
 
 
-async def run(session: AsyncSession, statement: str, **parameters: str) -> Any:
-    """Run plain SQL, and return the first value that it yields."""
-    result = await (await session.connection()).execute(text(statement), parameters)
+async def execute(pooled: PooledConnection, statement: str) -> Any:
+    """Execute a statement, and return the first value of its first row."""
+    result = await pooled.connection.execute(text(statement))
     return result.scalar() if result.returns_rows else None
 
 
-async def count(session: AsyncSession) -> int:
-    return int(await run(session, "SELECT count(*) FROM hero"))
+async def run(pool: ConnectionPool, statement: str) -> Any:
+    """Execute one statement on a connection of the pool."""
+    async with acquired(pool) as pooled:
+        return await execute(pooled, statement)
 
 
-async def insert(session: AsyncSession) -> None:
-    await run(session, "INSERT INTO hero (name, secret_name) VALUES (:name, :secret_name)", **HERO)
+async def start(pool: ConnectionPool, statement: str = COUNT) -> asyncio.Task[Any]:
+    """Execute a statement in a task of its own, which has begun and waits when this returns."""
+    task = asyncio.create_task(run(pool, statement))
+    await asyncio.sleep(0)
+    return task
+
+
+async def wait_until_free(pool: ConnectionPool, size: int = 1) -> None:
+    """Wait until every slot is free: a connection that is closed keeps its slot until that is done."""
+
+    async def is_free() -> bool:
+        return pool.free == size
+
+    await wait_until_async(is_free)
+
+
+async def count_backends(server: URL, url: URL) -> Any:
+    """Count the connections that Postgres has to a database."""
+    backends = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{url.database}'"
+    return await asyncio.to_thread(execute_autocommit, server, backends)
+
+
+async def wait_for_backends(server: URL, url: URL, count: int) -> None:
+    """Wait until Postgres has so many connections to a database. It notices late that one is closed."""
+
+    async def are_as_many() -> bool:
+        return bool(await count_backends(server, url) == count)
+
+    await wait_until_async(are_as_many)
+
+
+async def terminate_backends(server: URL, url: URL) -> None:
+    """Let Postgres close all connections to a database."""
+    terminate = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname"
+    await asyncio.to_thread(execute_autocommit, server, f"{terminate} = '{url.database}'")
+
+
+async def wait_until_asleep(server: URL, url: URL) -> None:
+    """Wait until a connection to a database executes pg_sleep."""
+    asleep = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = '{url.database}'"
+
+    async def is_asleep() -> Any:
+        return await asyncio.to_thread(execute_autocommit, server, asleep)
+
+    await wait_until_async(is_asleep)
 
 
 class TestQueue:
-    async def test_who_comes_first_is_served_first(self, url: URL) -> None:
+    async def test_waiters_are_served_in_the_order_of_arrival(self, url: URL) -> None:
         served: list[int] = []
 
-        def serve(number: int) -> Callable[[AsyncSession], Awaitable[None]]:
-            async def work(session: AsyncSession) -> None:
-                await run(session, "SELECT 1")
+        async def serve(number: int) -> None:
+            async with acquired(pool) as pooled:
+                await execute(pooled, "SELECT 1")
                 served.append(number)
 
-            return work
-
-        async with lending(url) as pool:
-            hold = Hold(pool)
-            await hold.is_held()
-            waiting = []
-            for number in range(50):
-                waiting.append(asyncio.create_task(pool.lend(serve(number))))
-                await asyncio.sleep(0)
-            await hold.let_go()
-            late = asyncio.create_task(pool.lend(serve(50)))
+        async with open_pool(url) as pool:
+            async with acquired(pool):
+                waiting = []
+                for number in range(50):
+                    waiting.append(asyncio.create_task(serve(number)))
+                    await asyncio.sleep(0)
+            late = asyncio.create_task(serve(50))
             await asyncio.gather(late, *waiting)
         assert served == list(range(51))
 
-    async def test_as_many_work_at_once_as_there_are_sessions_and_no_more(self, url: URL) -> None:
-        at_once, most = 0, 0
+    async def test_as_many_connections_are_in_use_as_the_pool_has_slots_and_no_more(self, url: URL) -> None:
+        in_use, most = 0, 0
 
-        async def work(session: AsyncSession) -> None:
-            nonlocal at_once, most
-            at_once += 1
-            most = max(most, at_once)
-            await run(session, "SELECT 1")
-            await asyncio.sleep(0.01)
-            at_once -= 1
+        async def use() -> None:
+            nonlocal in_use, most
+            async with acquired(pool) as pooled:
+                in_use += 1
+                most = max(most, in_use)
+                await execute(pooled, "SELECT 1")
+                in_use -= 1
 
-        async with lending(url, size=3) as pool:
-            await asyncio.gather(*(pool.lend(work) for _ in range(30)))
+        async with open_pool(url, size=3) as pool:
+            await asyncio.gather(*(use() for _ in range(30)))
             assert most == 3
             assert pool.free == 3
 
-    async def test_who_finds_the_queue_full_is_refused_at_once_and_the_queue_is_served(self, url: URL) -> None:
-        async with lending(url, queue_size=2) as pool:
-            hold = Hold(pool)
-            await hold.is_held()
-            waiting = [asyncio.create_task(pool.lend(count)) for _ in range(2)]
-            await asyncio.sleep(0)
-            for _ in range(3):
-                with pytest.raises(Unavailable, match="Too many") as refusal:
-                    await pool.lend(count)
-                assert refusal.value.headers == {"Retry-After": "1"}
-            assert not hold.task.done()
-            await hold.let_go()
+    async def test_a_full_queue_refuses_on_arrival_and_serves_those_in_it(self, url: URL) -> None:
+        async with open_pool(url, queue_size=2) as pool:
+            async with acquired(pool):
+                waiting = [await start(pool) for _ in range(2)]
+                for _ in range(3):
+                    with pytest.raises(PoolUnavailableError, match="Too many requests"):
+                        await pool.acquire()
+                    with pytest.raises(PoolUnavailableError, match="Too many requests"):
+                        pool.check_queue()
+                assert not any(task.done() for task in waiting)
             assert await asyncio.gather(*waiting) == [0, 0]
-            assert await pool.lend(count) == 0
+            pool.check_queue()
+            assert await run(pool, COUNT) == 0
 
-    async def test_who_has_waited_too_long_is_refused_and_never_served(self, url: URL) -> None:
-        async with lending(url, queue_timeout=0.05) as pool:
-            hold = Hold(pool)
-            await hold.is_held()
-            waiting = [asyncio.create_task(pool.lend(insert)) for _ in range(3)]
-            for waiter in waiting:
-                with pytest.raises(Unavailable, match="too long"):
-                    await waiter
-            assert await hold.let_go() == "done"
-            assert await pool.lend(count) == 0
+    async def test_a_waiter_that_times_out_is_refused_and_never_runs(self, url: URL) -> None:
+        async with open_pool(url, queue_timeout=0.05) as pool:
+            async with acquired(pool):
+                for waiter in [await start(pool, INSERT) for _ in range(3)]:
+                    with pytest.raises(PoolUnavailableError, match="Timed out"):
+                        await waiter
+            assert await run(pool, COUNT) == 0
             assert pool.free == 1
 
-    async def test_who_leaves_the_queue_is_never_served_and_holds_up_nobody(
+    async def test_a_cancelled_waiter_never_runs_and_delays_nobody(
         self, url: URL, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async with lending(url, queue_timeout=0.1) as pool:
-            hold = Hold(pool)
-            await hold.is_held()
-            leaving = [asyncio.create_task(pool.lend(insert)) for _ in range(3)]
-            staying = asyncio.create_task(pool.lend(count))
-            await asyncio.sleep(0)
-            for waiter in leaving:
-                waiter.cancel()
-            await hold.let_go()
+        async with open_pool(url, queue_timeout=0.1) as pool:
+            async with acquired(pool):
+                leaving = [await start(pool, INSERT) for _ in range(3)]
+                staying = await start(pool)
+                for waiter in leaving:
+                    waiter.cancel()
             assert await staying == 0
             assert pool.free == 1
-            await asyncio.sleep(0.2)  # when they would have waited too long
+            await asyncio.sleep(0.2)  # past the moment at which they would have timed out
+        assert all(waiter.cancelled() for waiter in leaving)
         assert not caplog.records
 
-    async def test_who_leaves_in_the_moment_of_his_turn_loses_no_session(self, url: URL) -> None:
-        async with lending(url) as pool:
+    async def test_a_waiter_cancelled_in_the_moment_of_its_turn_loses_no_slot(self, url: URL) -> None:
+        async with open_pool(url) as pool:
             for _ in range(20):
-                hold = Hold(pool)
-                await hold.is_held()
-                waiter = asyncio.create_task(pool.lend(count))
-                await asyncio.sleep(0)
-                await hold.let_go()
+                async with acquired(pool):
+                    waiter = await start(pool)
                 waiter.cancel()
                 await asyncio.wait({waiter})
-            assert await pool.lend(count) == 0
+                assert waiter.cancelled()
+                assert pool.free == 1
+            assert await run(pool, COUNT) == 0
+
+    async def test_a_patient_waiter_is_neither_refused_nor_timed_out(self, url: URL) -> None:
+        async with open_pool(url, queue_size=0, queue_timeout=0.01) as pool:
+            async with acquired(pool):
+                waiter = asyncio.create_task(pool.acquire(patient=True))
+                await asyncio.sleep(0.05)  # longer than the timeout of the queue
+                assert not waiter.done()
+            pool.release(await waiter)
             assert pool.free == 1
 
 
-class TestWork:
-    async def test_it_is_done_to_its_end_when_whoever_waits_for_it_leaves(self, url: URL) -> None:
-        async def slow(session: AsyncSession) -> None:
-            await insert(session)
-            await asyncio.sleep(0.05)
-            await insert(session)
+class TestConnections:
+    async def test_a_clean_connection_is_used_again(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as first:
+                await execute(first, "SELECT 1")
+            async with acquired(pool) as second:
+                assert second is first
 
-        async with lending(url) as pool:
-            waiter = asyncio.create_task(pool.lend(slow))
-            await asyncio.sleep(0.02)
-            waiter.cancel()
-            await asyncio.wait({waiter})
-            assert waiter.cancelled()
-            assert await pool.lend(count) == 2
+    async def test_a_failed_statement_costs_no_connection(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as first:
+                with pytest.raises(SQLAlchemyError):
+                    await execute(first, "nonsense")
+            async with acquired(pool) as second:
+                assert second is first
+                assert await execute(second, COUNT) == 0
 
-    async def test_closing_waits_for_what_has_begun(self, url: URL) -> None:
-        async with lending(url) as pool:
-            hold = Hold(pool)
-            await hold.is_held()
-            closing = asyncio.create_task(pool.close())
-            await asyncio.sleep(0.05)
-            assert not closing.done()
-            assert await hold.let_go() == "done"
-            await closing
-
-    async def test_its_error_reaches_whoever_waits_for_it(self, url: URL) -> None:
-        async def fail(_: AsyncSession) -> None:
-            raise LookupError("mine")
-
-        async with lending(url) as pool:
-            with pytest.raises(LookupError, match="mine"):
-                await pool.lend(fail)
-            assert await pool.lend(count) == 0
+    async def test_a_connection_released_in_a_transaction_is_closed_and_its_locks_with_it(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as first:
+                first.prepare(autocommit=False)
+                await execute(first, INSERT)
+            async with asyncio.timeout(TIMEOUT), async_write_lock(url):
+                pass
+            async with acquired(pool) as second:
+                assert second is not first
+                assert await execute(second, COUNT) == 0
             assert pool.free == 1
 
-    async def test_it_knows_the_context_of_its_request_also_when_it_has_waited(self, url: URL) -> None:
-        request: ContextVar[str] = ContextVar("request")
+    async def test_a_transaction_begun_in_plain_sql_is_noticed_too(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as first:
+                await execute(first, "BEGIN")
+                await execute(first, INSERT)
+            async with asyncio.timeout(TIMEOUT), async_write_lock(url):
+                pass
+            assert await run(pool, COUNT) == 0
 
-        async def read(_: AsyncSession) -> str:
-            return request.get()
+    async def test_a_connection_that_is_closed_keeps_its_slot_until_that_is_done(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as pooled:
+                await execute(pooled, "BEGIN")
+            assert pool.free == 0
+            await wait_until_free(pool)
+            assert pooled.sync.closed
 
-        async def ask(pool: SessionPool, name: str) -> str:
-            request.set(name)
-            return await pool.lend(read)
+    async def test_a_connection_released_with_other_options_is_closed(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as first:
+                await first.connection.execution_options(isolation_level="SERIALIZABLE")
+            async with acquired(pool) as second:
+                assert second is not first
 
-        async with lending(url) as pool:
-            names = [f"request {number}" for number in range(5)]
-            assert await asyncio.gather(*(ask(pool, name) for name in names)) == names
-
-
-class TestSession:
-    """What one request has left in a session, the next doesn't find."""
-
-    async def test_its_statements_are_committed_one_by_one(self, url: URL) -> None:
-        async def fail(session: AsyncSession) -> None:
-            await insert(session)
-            await run(session, "nonsense")
-
-        async with lending(url) as pool:
-            with pytest.raises(SQLAlchemyError):
-                await pool.lend(fail)
-            assert await pool.lend(count) == 1
-
-    async def test_objects_are_written_and_forgotten(self, url: URL) -> None:
-        held: list[Hero] = []  # a session forgets by itself what nobody holds
-
-        async def add(session: AsyncSession) -> None:
-            async with transaction(session):
-                session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
-
-        async def rename(session: AsyncSession) -> None:
-            async with transaction(session):
-                hero = await session.get(Hero, 1)
-                assert hero
-                hero.name = "Dead Pond"
-                held.append(hero)
-
-        async def look(session: AsyncSession) -> tuple[int, str]:
-            known = len(session.identity_map) + len(session.new)
-            return known, str(await run(session, "SELECT name FROM hero"))
-
-        async with lending(url) as pool:
-            await pool.lend(add)
-            assert await pool.lend(look) == (0, "Deadpond")
-            await pool.lend(rename)
-            assert await pool.lend(look) == (0, "Dead Pond")
-
-    async def test_objects_of_work_that_fails_are_forgotten(self, url: URL) -> None:
-        async def fail(session: AsyncSession) -> None:
-            session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
-            raise LookupError
-
-        async with lending(url) as pool:
-            with pytest.raises(LookupError):
-                await pool.lend(fail)
-            assert await pool.lend(count) == 0
-
-    async def test_objects_that_nobody_has_written_are_an_error(self, url: URL) -> None:
-        async def add(session: AsyncSession) -> None:
-            session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
-
-        async with lending(url) as pool:
-            with pytest.raises(RuntimeError, match="left unwritten"):
-                await pool.lend(add)
-            assert await pool.lend(count) == 0
-
-    async def test_its_own_transactions_are_refused(self, url: URL) -> None:
-        async def begin(session: AsyncSession) -> None:
-            async with session.begin():
-                await insert(session)
-
-        async def commit(session: AsyncSession) -> None:
-            await session.commit()
-
-        async def rollback(session: AsyncSession) -> None:
-            async with transaction(session):
-                await insert(session)
-                await session.rollback()
-
-        async with lending(url) as pool:
-            for work in (begin, commit, rollback):
-                with pytest.raises(RuntimeError, match=rf"{work.__name__}\(\) is not for a session that is lent"):
-                    await pool.lend(work)
-            assert await pool.lend(count) == 0
-
-    async def test_a_transaction_that_is_left_open_is_an_error_and_rolled_back(self, url: URL) -> None:
-        async def leave(session: AsyncSession) -> None:
-            await run(session, "BEGIN")
-            await insert(session)
-
-        async with lending(url) as pool:
-            with pytest.raises(RuntimeError, match="left open"):
-                await pool.lend(leave)
-            async with lending(url) as other:  # not held up by a lock
-                await other.lend(insert)
-            assert await pool.lend(count) == 1
-            assert pool.free == 1
-
-    async def test_a_time_limit_within_the_work_is_its_own_error(self, url: URL) -> None:
-        async def hurry(session: AsyncSession) -> None:
-            async with asyncio.timeout(0.05):
-                while True:
-                    await run(session, "SELECT count(*) FROM hero")
-
-        async with lending(url) as pool:
-            for _ in range(5):
-                with pytest.raises(TimeoutError):
-                    await pool.lend(hurry)
-                assert await pool.lend(count) == 0
-            assert pool.free == 1
-
-    async def test_work_that_is_cancelled_from_within_is_an_error(self, url: URL) -> None:
-        async def await_somebody_who_leaves(_: AsyncSession) -> None:
-            somebody = asyncio.create_task(asyncio.sleep(60))
-            asyncio.get_running_loop().call_soon(somebody.cancel)
-            await somebody
-
-        async with lending(url) as pool:
-            with pytest.raises(BrokenOffError):
-                await pool.lend(await_somebody_who_leaves)
-            assert await pool.lend(count) == 0
-            assert pool.free == 1
-
-    async def test_a_connection_that_is_dead_is_replaced_before_it_is_lent(
+    async def test_a_connection_released_while_its_statement_runs_is_not_given_to_the_next(
         self, postgres: URL, postgres_url: URL
     ) -> None:
-        async with lending(postgres_url, size=3) as pool:
-            holds = [Hold(pool) for _ in range(3)]
-            for hold in holds:
-                await hold.is_held()
-            for hold in holds:
-                await hold.let_go()
-            await asyncio.to_thread(kill_connections, postgres, postgres_url)
-            for _ in range(6):
-                assert await pool.lend(count) == 0
-
-    async def test_a_connection_that_dies_at_work_is_an_error_once(self, postgres: URL, postgres_url: URL) -> None:
-        async def sleep(session: AsyncSession) -> None:
-            await run(session, "SELECT pg_sleep(20)")
-
-        async with lending(postgres_url) as pool:
-            waiter = asyncio.create_task(pool.lend(sleep))
-            await asyncio.to_thread(wait_until_asleep, postgres, postgres_url)
-            await asyncio.to_thread(kill_connections, postgres, postgres_url)
+        async with open_pool(postgres_url) as pool:
+            async with acquired(pool) as first:
+                sleeping = asyncio.create_task(execute(first, "SELECT pg_sleep(20)"))
+                await wait_until_asleep(postgres, postgres_url)
+            assert await run(pool, COUNT) == 0
             with pytest.raises(SQLAlchemyError):
-                await waiter
-            assert await pool.lend(count) == 0
+                await sleeping
+            await wait_for_backends(postgres, postgres_url, 1)
+
+    async def test_a_dead_connection_is_replaced_before_it_is_acquired(self, postgres: URL, postgres_url: URL) -> None:
+        async with open_pool(postgres_url, size=3) as pool:
+            async with acquired(pool), acquired(pool), acquired(pool):
+                pass
+            await terminate_backends(postgres, postgres_url)
+            for _ in range(6):
+                assert await run(pool, COUNT) == 0
+            assert pool.free == 3
+
+    async def test_a_connection_that_dies_in_use_is_an_error_once(self, postgres: URL, postgres_url: URL) -> None:
+        async with open_pool(postgres_url) as pool:
+            sleeping = await start(pool, "SELECT pg_sleep(20)")
+            await wait_until_asleep(postgres, postgres_url)
+            await terminate_backends(postgres, postgres_url)
+            with pytest.raises(SQLAlchemyError):
+                await sleeping
+            assert await run(pool, COUNT) == 0
             assert pool.free == 1
 
-    async def test_a_connection_that_is_not_to_be_had_costs_no_session(self, postgres_url: URL) -> None:
-        async with lending(postgres_url.set(database="nowhere")) as pool:
+    async def test_a_failed_connect_costs_no_slot(self, postgres_url: URL) -> None:
+        async with open_pool(postgres_url.set(database="nowhere")) as pool:
             for _ in range(3):
                 with pytest.raises(SQLAlchemyError):
-                    await pool.lend(count)
+                    await pool.acquire()
             assert pool.free == 1
 
-    async def test_it_has_no_more_connections_than_sessions(self, postgres: URL, postgres_url: URL) -> None:
-        async def name(session: AsyncSession) -> int:
-            return int(await run(session, "SELECT pg_backend_pid() FROM pg_sleep(0.01)"))
-
-        async with lending(postgres_url, size=4) as pool:
-            pids = await asyncio.gather(*(pool.lend(name) for _ in range(40)))
+    async def test_a_pool_has_no_more_connections_than_slots(self, postgres: URL, postgres_url: URL) -> None:
+        async with open_pool(postgres_url, size=4) as pool:
+            pids = await asyncio.gather(*(run(pool, "SELECT pg_backend_pid() FROM pg_sleep(0.01)") for _ in range(40)))
             assert len(set(pids)) == 4
-            assert await asyncio.to_thread(count_connections, postgres, postgres_url) == 4
-        assert await asyncio.to_thread(count_connections, postgres, postgres_url) == 0
+            assert await count_backends(postgres, postgres_url) == 4
+        await wait_for_backends(postgres, postgres_url, 0)
 
 
-def kill_connections(server: URL, url: URL) -> None:
-    execute(
-        server, f"SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname = '{url.database}'"
-    )
+class TestCancellation:
+    async def test_a_cancelled_statement_costs_its_connection_and_nothing_else(
+        self, postgres: URL, postgres_url: URL
+    ) -> None:
+        async with open_pool(postgres_url) as pool:
+            for _ in range(3):
+                sleeping = await start(pool, "SELECT pg_sleep(20)")
+                await wait_until_asleep(postgres, postgres_url)
+                sleeping.cancel()
+                await asyncio.wait({sleeping})
+                assert sleeping.cancelled()
+                assert await run(pool, COUNT) == 0
+                assert pool.free == 1
+                await wait_for_backends(postgres, postgres_url, 1)
+
+    async def test_a_time_limit_of_the_caller_is_its_own_error(self, url: URL) -> None:
+        async def hurry() -> None:
+            async with acquired(pool) as pooled, asyncio.timeout(0.02):
+                while True:
+                    await execute(pooled, COUNT)
+
+        async with open_pool(url) as pool:
+            for _ in range(5):
+                with pytest.raises(TimeoutError):
+                    await hurry()
+                assert await run(pool, COUNT) == 0
+                assert pool.free == 1
+
+    async def test_cancellation_while_connecting_leaks_neither_a_slot_nor_a_connection(
+        self, url: URL, postgres: URL
+    ) -> None:
+        random = Random(0)  # noqa: S311 - it chooses a delay, not a secret
+        async with open_pool(url, size=2) as pool:
+            for _ in range(40):
+                connecting = asyncio.create_task(pool.acquire())
+                await asyncio.sleep(random.uniform(0, 0.03))
+                connecting.cancel()
+                await asyncio.wait({connecting})
+                # SQLAlchemy turns a cancellation of an engine's very first connect into a ResourceClosedError.
+                if not connecting.cancelled() and connecting.exception() is None:
+                    await connecting.result().connection.invalidate()
+                    pool.release(connecting.result())
+            await wait_until_free(pool, 2)
+            assert await run(pool, COUNT) == 0
+            if not is_sqlite(url):
+                await wait_for_backends(postgres, url, 1)
+
+    async def test_cancellation_at_any_moment_leaves_no_lock_slot_or_connection(self, url: URL, postgres: URL) -> None:
+        random = Random(1)  # noqa: S311 - it chooses a delay, not a secret
+        size = 1 if is_sqlite(url) else 3
+
+        async def work() -> None:
+            async with acquired(pool) as pooled:
+                pooled.prepare(autocommit=random.random() < 0.5)
+                await execute(pooled, INSERT)
+                await execute(pooled, COUNT)
+                await pooled.connection.rollback()
+
+        async with open_pool(url, size=size) as pool:
+            await run(pool, COUNT)
+            for _ in range(30):
+                tasks = [asyncio.create_task(work()) for _ in range(6)]
+                for task in tasks:
+                    await asyncio.sleep(random.uniform(0, 0.004))
+                    task.cancel()
+                await asyncio.wait(tasks)
+                for task in tasks:
+                    assert task.cancelled() or task.result() is None
+            async with asyncio.timeout(TIMEOUT), async_write_lock(url):
+                pass
+            assert await run(pool, INSERT) is None
+            await wait_until_free(pool, size)
+            if not is_sqlite(url):
+                assert 1 <= await count_backends(postgres, url) <= size
 
 
-def wait_until_asleep(server: URL, url: URL) -> None:
-    asleep = "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep'"
-    while not execute(server, f"{asleep} AND datname = '{url.database}'"):
-        pass
+class TestClose:
+    async def test_it_waits_for_connections_in_use(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as pooled:
+                closing = asyncio.create_task(pool.close())
+                await asyncio.sleep(0)
+                assert await execute(pooled, COUNT) == 0
+                assert not closing.done()
+            await closing
+            assert pooled.sync.closed
 
+    async def test_it_serves_those_that_wait_and_refuses_those_that_come_later(self, url: URL) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool):
+                waiting = [await start(pool) for _ in range(3)]
+                closing = asyncio.create_task(pool.close())
+                await asyncio.sleep(0)
+                for patient in (False, True):
+                    with pytest.raises(PoolUnavailableError, match="shutting down"):
+                        await pool.acquire(patient=patient)
+            assert await asyncio.gather(*waiting) == [0, 0, 0]
+            await closing
+            assert pool.acquire_nowait() is None
+            with pytest.raises(PoolUnavailableError, match="shutting down"):
+                await pool.acquire()
 
-def count_connections(server: URL, url: URL) -> object:
-    return execute(server, f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{url.database}'")
+    async def test_past_its_timeout_it_closes_connections_in_use_and_refuses_those_that_wait(
+        self, postgres: URL, postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        async with open_pool(postgres_url) as pool:
+            sleeping = await start(pool, "SELECT pg_sleep(20)")
+            await wait_until_asleep(postgres, postgres_url)
+            waiting = await start(pool)
+            monkeypatch.setattr(app.pool, "CLOSE_TIMEOUT", 0.05)
+            await pool.close()
+            with pytest.raises(SQLAlchemyError):
+                await sleeping
+            with pytest.raises(PoolUnavailableError):
+                await waiting
+            await wait_for_backends(postgres, postgres_url, 0)
+
+    async def test_a_closed_sqlite_database_is_not_locked(self, sqlite_url: URL) -> None:
+        async with open_pool(sqlite_url) as pool:
+            await run(pool, INSERT)
+        assert await asyncio.to_thread(fetch_value, sqlite_url, COUNT) == 1

@@ -1,6 +1,5 @@
-"""What docs/nginx.conf does for the service, with a real nginx: `make test-proxy`."""
+"""nginx in front of the service, configured by docs/nginx.conf: `make test-proxy`."""
 
-import json
 import re
 import socket
 from collections.abc import Iterator
@@ -10,15 +9,24 @@ from contextlib import ExitStack
 import httpx
 import pytest
 
-from app.bodies import MAX_BYTES
-from tests.conftest import Databases
-from tests.proxies import proxy
-from tests.services import Service, answer, begin_post, connections, get, has_ended, head, launched, post
+from app.heroes.routes import MAX_BODY_SIZE
+from tests.support.databases import Databases
+from tests.support.heroes import DEADPOND_JSON
+from tests.support.nginx import proxy
+from tests.support.raw_http import (
+    begin_post,
+    connections,
+    get_heroes,
+    read_response,
+    request_head,
+    send_post,
+    wait_for_close,
+)
+from tests.support.service import Service, running_service
 
 pytestmark = pytest.mark.proxy
 
-HERO = json.dumps({"name": "Deadpond", "secret_name": "Dive Wilson"}).encode()
-IN_HASTE = {
+SHORT_TIMEOUTS = {
     "client_header_timeout 10s": "client_header_timeout 1s",
     "client_body_timeout 10s": "client_body_timeout 1s",
 }
@@ -27,16 +35,16 @@ IN_HASTE = {
 @pytest.fixture(scope="module")
 def service(sqlite_databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service, with one hero."""
-    with launched(sqlite_databases.migrated(), tmp_path_factory.mktemp("service") / "log") as service:
+    with running_service(sqlite_databases.migrated(), tmp_path_factory.mktemp("service") / "log") as service:
         with connections(service.port, 1) as (connection,):
-            post(connection, HERO)
-            assert answer(connection)[0] == 200
+            send_post(connection, DEADPOND_JSON)
+            assert read_response(connection)[0] == 200
         yield service
 
 
 @pytest.fixture
-def front(service: Service) -> Iterator[int]:
-    """The port of nginx in front of it."""
+def proxy_port(service: Service) -> Iterator[int]:
+    """The port of nginx in front of the service."""
     with proxy(service.port) as port:
         yield port
 
@@ -50,12 +58,12 @@ def clients_of(service: Service) -> list[str]:
     return re.findall(r'^INFO: +([0-9.]+):[0-9]+ - "', service.log.read_text(), re.MULTILINE)
 
 
-def test_a_page_that_ends_with_a_long_name_comes_through(service: Service, front: int) -> None:
+def test_a_link_header_with_a_long_name_passes(service: Service, proxy_port: int) -> None:
     hero = {"name": "\N{SUPERHERO}" * 255, "secret_name": "x"}
     assert httpx.post(f"{url(service.port)}/heroes/batch", json=[hero, hero]).status_code == 200
-    page = httpx.get(f"{url(front)}/heroes/", params={"sort": "-name", "name": hero["name"], "limit": 1})
+    page = httpx.get(f"{url(proxy_port)}/heroes/", params={"sort": "-name", "name": hero["name"], "limit": 1})
     assert (page.status_code, page.json()[0]["name"]) == (200, hero["name"])
-    assert len(httpx.get(f"{url(front)}{page.links['next']['url']}").json()) == 1
+    assert len(httpx.get(f"{url(proxy_port)}{page.links['next']['url']}").json()) == 1
 
 
 @pytest.mark.parametrize(
@@ -71,21 +79,22 @@ def test_a_page_that_ends_with_a_long_name_comes_through(service: Service, front
         ("GET", "/docs", b""),
         ("GET", "/", b""),
         ("HEAD", "/heroes/", b""),
-        ("PUT", "/heroes/", HERO),
+        ("PUT", "/heroes/", DEADPOND_JSON),
         ("PATCH", "/heroes/1", b"{}"),
         ("PATCH", "/heroes/1", b"{"),
         ("POST", "/heroes/", b"{}"),
-        ("POST", "/heroes/", HERO.ljust(MAX_BYTES + 1)),
+        ("POST", "/heroes/", DEADPOND_JSON.ljust(MAX_BODY_SIZE + 1)),
     ],
     ids=lambda value: str(value[:20]),
 )
-def test_an_ordinary_request_and_its_answer_pass_as_they_are(
-    service: Service, front: int, method: str, path: str, body: bytes
+def test_a_request_and_its_response_pass_unchanged(
+    service: Service, proxy_port: int, method: str, path: str, body: bytes
 ) -> None:
     for form in ("application/json", "application/problem+json"):
         headers = {"Accept": form, "Content-Type": "application/json", "X-Request-ID": "mine/1"}
         direct, proxied = (
-            httpx.request(method, url(port) + path, content=body, headers=headers) for port in (service.port, front)
+            httpx.request(method, url(port) + path, content=body, headers=headers)
+            for port in (service.port, proxy_port)
         )
         assert proxied.status_code == direct.status_code
         assert proxied.content == direct.content
@@ -95,66 +104,68 @@ def test_an_ordinary_request_and_its_answer_pass_as_they_are(
 
 
 def headers_of(response: httpx.Response) -> dict[str, str]:
-    """Give those that only the service writes."""
+    """Return the headers that the service alone sets."""
     return {name: value for name, value in response.headers.items() if name not in {"connection", "date", "server"}}
 
 
-def test_every_body_that_the_service_takes_gets_to_it(front: int) -> None:
-    with httpx.Client(base_url=url(front), headers={"Content-Type": "application/json"}) as client:
-        assert client.post("/heroes/", content=HERO.ljust(MAX_BYTES)).status_code == 200
-        assert client.post("/heroes/", content=iter([HERO, b" " * 1000])).status_code == 200
+def test_every_body_that_the_service_accepts_passes(proxy_port: int) -> None:
+    with httpx.Client(base_url=url(proxy_port), headers={"Content-Type": "application/json"}) as client:
+        assert client.post("/heroes/", content=DEADPOND_JSON.ljust(MAX_BODY_SIZE)).status_code == 200
+        assert client.post("/heroes/", content=iter([DEADPOND_JSON, b" " * 1000])).status_code == 200
 
 
 @pytest.mark.parametrize("framing", ["Content-Length", "Transfer-Encoding"])
-def test_a_body_that_is_far_too_large_is_refused_in_the_form_of_the_service(
-    service: Service, front: int, framing: str
+def test_a_body_over_the_proxys_limit_is_413_in_the_services_format(
+    service: Service, proxy_port: int, framing: str
 ) -> None:
-    body = HERO.ljust(11 * 2**20)
+    body = DEADPOND_JSON.ljust(11 * 2**20)
     headers = {"Content-Type": "application/json", "X-Request-ID": "huge"}
     content = body if framing == "Content-Length" else iter([body[:100], body[100:]])
-    response = httpx.post(f"{url(front)}/heroes/", content=content, headers=headers)
+    response = httpx.post(f"{url(proxy_port)}/heroes/", content=content, headers=headers)
     assert response.status_code == 413
     assert response.json() == {"detail": "The body is too large."}
     assert (response.headers["Content-Type"], response.headers["X-Request-ID"]) == ("application/json", "huge")
-    assert service.connected() == 0
+    assert service.count_connections() == 0
 
 
 @pytest.mark.parametrize(
     ("request_", "status"),
     [
-        pytest.param(head("GET /heroes/", X_Long="a" * 5_000_000), 400, id="a header of 5 MB"),
+        pytest.param(request_head("GET /heroes/", X_Long="a" * 5_000_000), 400, id="a header of 5 MB"),
         pytest.param(
-            head("GET /heroes/", **{f"X-{number}": number for number in range(50_000)}), 400, id="50,000 headers"
+            request_head("GET /heroes/", **{f"X-{number}": number for number in range(50_000)}),
+            400,
+            id="50,000 headers",
         ),
-        pytest.param(head(f"GET /{'a' * 70_000}"), 414, id="a path of 70 KB"),
+        pytest.param(request_head(f"GET /{'a' * 70_000}"), 414, id="a path of 70 KB"),
     ],
 )
-def test_a_head_that_is_too_large_is_refused_and_the_service_never_sees_it(
-    service: Service, front: int, request_: bytes, status: int
+def test_a_request_head_over_the_limit_never_reaches_the_service(
+    service: Service, proxy_port: int, request_: bytes, status: int
 ) -> None:
-    with connections(front, 1) as (connection,):
+    with connections(proxy_port, 1) as (connection,):
         connection.sendall(request_)
-        refused, page = answer(connection)
+        refused, page = read_response(connection)
     assert refused == status
     assert b"nginx/" not in page
-    assert service.connected() == 0
+    assert service.count_connections() == 0
 
 
-def test_slow_heads_and_stalled_bodies_are_ended_and_the_service_never_sees_them(service: Service) -> None:
-    with proxy(service.port, changes=IN_HASTE) as front, ExitStack() as stack:
-        dribbling, stalled, silent = (stack.enter_context(connections(front, number)) for number in (50, 20, 200))
+def test_slow_heads_and_stalled_bodies_are_closed_and_never_reach_the_service(service: Service) -> None:
+    with proxy(service.port, changes=SHORT_TIMEOUTS) as proxy_port, ExitStack() as stack:
+        slow, stalled, silent = (stack.enter_context(connections(proxy_port, number)) for number in (50, 20, 200))
         for connection in stalled:
-            begin_post(connection, len(HERO))
-            connection.sendall(HERO[:10])
-        with ThreadPoolExecutor(len(dribbling)) as pool:
-            assert all(pool.map(dribbles_until_the_end, dribbling))
-        assert all(has_ended(connection) for connection in (*stalled, *silent))
-        assert service.connected() == 0
+            begin_post(connection, len(DEADPOND_JSON))
+            connection.sendall(DEADPOND_JSON[:10])
+        with ThreadPoolExecutor(len(slow)) as pool:
+            assert all(pool.map(send_slowly_until_closed, slow))
+        assert all(wait_for_close(connection) for connection in (*stalled, *silent))
+        assert service.count_connections() == 0
 
 
-def dribbles_until_the_end(connection: socket.socket) -> bool:
+def send_slowly_until_closed(connection: socket.socket) -> bool:
     connection.settimeout(0.1)
-    for byte in head("GET /heroes/", X_Long="a" * 600):
+    for byte in request_head("GET /heroes/", X_Long="a" * 600):
         try:
             connection.sendall(bytes([byte]))
             return connection.recv(1) == b""
@@ -165,70 +176,68 @@ def dribbles_until_the_end(connection: socket.socket) -> bool:
     return False
 
 
-def test_idle_dribbling_and_stalled_connections_hold_nobody_up(service: Service, front: int) -> None:
+def test_idle_slow_and_stalled_connections_delay_no_other_request(service: Service, proxy_port: int) -> None:
     with ExitStack() as stack:
-        silent, dribbling, stalled, swift = (
-            stack.enter_context(connections(front, number)) for number in (200, 50, 20, 50)
+        silent, slow, stalled, normal = (
+            stack.enter_context(connections(proxy_port, number)) for number in (200, 50, 20, 50)
         )
         for connection in stalled:
-            begin_post(connection, len(HERO))
-            connection.sendall(HERO[:10])
-        for connection in dribbling:
-            connection.sendall(head("GET /heroes/")[:10])
-        assert get(swift[0]) == 200
-        assert service.connected() == 1
-        with ThreadPoolExecutor(len(swift)) as pool:
-            assert list(pool.map(get, swift)) == [200] * len(swift)
-        assert [get(connection) for connection in silent] == [200] * len(silent)
+            begin_post(connection, len(DEADPOND_JSON))
+            connection.sendall(DEADPOND_JSON[:10])
+        for connection in slow:
+            connection.sendall(request_head("GET /heroes/")[:10])
+        assert get_heroes(normal[0]) == 200
+        assert service.count_connections() == 1
+        with ThreadPoolExecutor(len(normal)) as pool:
+            assert list(pool.map(get_heroes, normal)) == [200] * len(normal)
+        assert [get_heroes(connection) for connection in silent] == [200] * len(silent)
         for connection in stalled:
-            connection.sendall(HERO[10:])
-        assert [answer(connection)[0] for connection in stalled] == [200] * len(stalled)
+            connection.sendall(DEADPOND_JSON[10:])
+        assert [read_response(connection)[0] for connection in stalled] == [200] * len(stalled)
 
 
-def test_when_connections_run_out_those_that_are_idle_make_room(service: Service) -> None:
+def test_idle_connections_are_closed_when_connections_run_out(service: Service) -> None:
     with (
-        proxy(service.port, changes={"worker_connections 4096;": "worker_connections 64;"}) as front,
-        connections(front, 500),
-        connections(front, 10) as late,
+        proxy(service.port, changes={"worker_connections 4096;": "worker_connections 64;"}) as proxy_port,
+        connections(proxy_port, 500),
+        connections(proxy_port, 10) as late,
     ):
-        assert [get(connection) for connection in late] == [200] * len(late)
+        assert [get_heroes(connection) for connection in late] == [200] * len(late)
 
 
-def test_an_address_has_so_many_requests_at_a_time_and_the_others_are_not_its_business(service: Service) -> None:
+def test_concurrent_requests_are_limited_for_each_address(service: Service) -> None:
     with (
-        proxy(service.port, changes={"limit_conn addresses 100;": "limit_conn addresses 5;"}) as front,
-        connections(front, 7, source="127.0.0.2") as (idle, late, *stalled),
-        connections(front, 1) as (other,),
+        proxy(service.port, changes={"limit_conn addresses 100;": "limit_conn addresses 5;"}) as proxy_port,
+        connections(proxy_port, 7, source="127.0.0.2") as (idle, late, *stalled),
+        connections(proxy_port, 1) as (other,),
     ):
         for connection in stalled:
-            begin_post(connection, len(HERO))
-        assert get(late) == 429
-        assert get(other) == 200
+            begin_post(connection, len(DEADPOND_JSON))
+        assert get_heroes(late) == 429
+        assert get_heroes(other) == 200
         for connection in stalled:
-            connection.sendall(HERO)
-            assert answer(connection)[0] == 200
-        assert get(idle) == 200
+            connection.sendall(DEADPOND_JSON)
+            assert read_response(connection)[0] == 200
+        assert get_heroes(idle) == 200
 
 
-def test_the_service_is_told_the_address_that_the_proxy_sees_and_not_the_one_that_the_client_claims(
-    service: Service, front: int
-) -> None:
-    with connections(front, 1, source="127.0.0.2") as (connection,):
-        connection.sendall(head("GET /heroes/", X_Forwarded_For="192.0.2.1"))
-        assert answer(connection)[0] == 200
+def test_the_service_logs_the_address_of_the_connection_and_not_a_forged_one(service: Service, proxy_port: int) -> None:
+    with connections(proxy_port, 1, source="127.0.0.2") as (connection,):
+        connection.sendall(request_head("GET /heroes/", X_Forwarded_For="192.0.2.1"))
+        assert read_response(connection)[0] == 200
     assert clients_of(service)[-1] == "127.0.0.2"
 
 
 @pytest.mark.parametrize("sent", [{}, {"X-Request-ID": "not one"}, {"X-Request-ID": "a" * 129}], ids=str)
-def test_a_request_without_a_sane_id_gets_one_that_both_know(front: int, sent: dict[str, str]) -> None:
-    response = httpx.get(f"{url(front)}/heroes/", headers=sent)
-    assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])  # nginx made it, and the service returned it
+def test_a_request_without_a_valid_request_id_gets_one_from_the_proxy(proxy_port: int, sent: dict[str, str]) -> None:
+    response = httpx.get(f"{url(proxy_port)}/heroes/", headers=sent)
+    assert re.fullmatch("[0-9a-f]{32}", response.headers["X-Request-ID"])  # the format of nginx's own ids
 
 
 @pytest.mark.parametrize("path", ["/livez", "/readyz", "/readyz/", "/%72eadyz", "/./readyz", "/x/../readyz"])
-def test_the_probes_are_not_there(service: Service, front: int, path: str) -> None:
+def test_the_probes_are_404(service: Service, proxy_port: int, path: str) -> None:
     before = len(clients_of(service))
-    with connections(front, 1) as (connection,):
-        connection.sendall(head(f"GET {path}"))
-        assert answer(connection) == (404, b'{"detail":"Not Found"}')
+    with connections(proxy_port, 1) as (connection,):
+        connection.sendall(request_head(f"GET {path}"))
+        assert read_response(connection) == (404, b'{"detail":"Not Found"}')
     assert len(clients_of(service)) == before

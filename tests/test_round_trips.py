@@ -1,4 +1,4 @@
-"""How often an operation asks its database. On Postgres, each time is a trip over the network."""
+"""The number of database round trips of each operation. On Postgres each costs a network latency."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -11,9 +11,9 @@ from sqlalchemy.pool import ConnectionPoolEntry
 
 from app.main import create_app
 from app.settings import Settings
-from tests.conftest import running
+from tests.support.app_client import running
+from tests.support.heroes import DEADPOND
 
-HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
 BUDGET = [
     ("POST", "/heroes/", 200, 1),
     ("GET", "/heroes/", 200, 1),
@@ -27,72 +27,74 @@ BUDGET = [
     ("PUT", "/heroes/9", 405, 0),
     ("GET", "/livez", 200, 0),
 ]
-READY_FOR_QUERY = b"Z\0\0\0\5"  # with this message the server ends its answer, whatever it was asked
+READY_FOR_QUERY = b"Z\0\0\0\5"  # the message that ends each response of the server
 
 
-class Wire:
-    """A stretch of wire before a Postgres server, where its answers can be counted."""
+class CountingProxy:
+    """A TCP proxy in front of a Postgres server that counts round trips."""
 
     def __init__(self, url: URL) -> None:
-        """Lead to the server of that URL."""
+        """Forward to the server of this URL."""
         self.url = url
-        self.answers = 0
+        self.round_trips = 0
 
-    async def lead(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Lead one connection to the server and back."""
+    async def forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Forward one connection in both directions."""
         host, port = str(self.url.host or self.url.query["host"]), self.url.port or 5432
         server_reader, server_writer = (
             await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
             if host.startswith("/")
             else await asyncio.open_connection(host, port)
         )
-        await asyncio.gather(self.carry(reader, server_writer), self.carry(server_reader, writer))
+        await asyncio.gather(self.copy(reader, server_writer), self.copy(server_reader, writer))
 
-    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Carry one direction, until it ends."""
+    async def copy(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """Copy one direction until it is closed."""
         tail = b""
         while sent := await reader.read(65536):
-            self.answers += (tail + sent).count(READY_FOR_QUERY)
+            self.round_trips += (tail + sent).count(READY_FOR_QUERY)
             tail = sent[-(len(READY_FOR_QUERY) - 1) :]
             writer.write(sent)
         writer.close()
 
 
 @asynccontextmanager
-async def wired(url: URL) -> AsyncIterator[tuple[URL, Wire]]:
-    """Another URL for the same database, behind a wire."""
-    wire = Wire(url)
-    async with await asyncio.start_server(wire.lead, "127.0.0.1", 0) as server:
+async def counting_proxy(url: URL) -> AsyncIterator[tuple[URL, CountingProxy]]:
+    """Yield a URL for the same database through a counting proxy, and the proxy."""
+    proxy = CountingProxy(url)
+    async with await asyncio.start_server(proxy.forward, "127.0.0.1", 0) as server:
         host, port = server.sockets[0].getsockname()
-        yield url.set(host=host, port=port, query={"sslmode": "disable"}), wire
+        yield url.set(host=host, port=port, query={"sslmode": "disable"}), proxy
 
 
-async def spend(client: httpx.AsyncClient, hero_id: int, count: Callable[[], int]) -> list[tuple[str, str, int, int]]:
-    """Do every operation on the next hero, and write its budget as it was."""
-    spent = []
+async def run_operations(
+    client: httpx.AsyncClient, hero_id: int, count: Callable[[], int]
+) -> list[tuple[str, str, int, int]]:
+    """Run every operation of the budget on one hero, and return their actual costs."""
+    costs = []
     for method, path, *_ in BUDGET:
         before = count()
-        answer = await client.request(method, path.format(id=hero_id), json=HERO)
-        spent.append((method, path, answer.status_code, count() - before))
-    return spent
+        response = await client.request(method, path.format(id=hero_id), json=DEADPOND)
+        costs.append((method, path, response.status_code, count() - before))
+    return costs
 
 
 async def test_an_operation_on_postgres_is_one_round_trip(postgres_url: URL) -> None:
     async with (
-        wired(postgres_url) as (url, wire),
+        counting_proxy(postgres_url) as (url, proxy),
         running(create_app(Settings(database_url=url, pool_size=1))) as client,
     ):
-        await spend(client, 1, lambda: wire.answers)  # the first time on a connection, each statement is prepared
-        assert await spend(client, 2, lambda: wire.answers) == BUDGET
+        await run_operations(client, 1, lambda: proxy.round_trips)  # prepares each statement on the connection
+        assert await run_operations(client, 2, lambda: proxy.round_trips) == BUDGET
 
 
 async def test_an_operation_on_sqlite_is_one_statement(sqlite_url: URL) -> None:
     statements: list[str] = []
 
-    def trace(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
+    def trace_statements(connection: DBAPIConnection, _: ConnectionPoolEntry) -> None:
         connection.run_async(lambda driver: driver.set_trace_callback(statements.append))
 
     async with running(app := create_app(Settings(database_url=sqlite_url))) as client:
-        for engine in (app.state.database.reads, app.state.database.writes):
-            event.listen(engine.sync_engine, "connect", trace)
-        assert await spend(client, 1, lambda: len(statements)) == BUDGET
+        for engine in (app.state.sessionmaker.database.reads, app.state.sessionmaker.database.writes):
+            event.listen(engine.sync_engine, "connect", trace_statements)
+        assert await run_operations(client, 1, lambda: len(statements)) == BUDGET

@@ -1,4 +1,4 @@
-"""The ways to start the service that the README names."""
+"""The documented ways to start the service."""
 
 import json
 import re
@@ -13,13 +13,12 @@ import pytest
 import yaml
 from sqlalchemy import URL
 
-from tests.processes import BIN, ROOT, free_port, run, server, spell
+from tests.support.heroes import DEADPOND
+from tests.support.processes import BIN, ROOT, free_port, render_url, run, server
 
-HERO = {"name": "Deadpond", "secret_name": "Dive Wilson"}
 
-
-def assert_it_serves(client: httpx.Client) -> None:
-    created = client.post("/heroes/", json=HERO)
+def assert_serves(client: httpx.Client) -> None:
+    created = client.post("/heroes/", json=DEADPOND)
     assert created.status_code == 200
     assert client.get("/heroes/").json() == [created.json()]
     assert client.get("/docs").status_code == 200
@@ -36,24 +35,24 @@ def assert_it_serves(client: httpx.Client) -> None:
     ids=" ".join,
 )
 @pytest.mark.slow
-def test_a_command_serves(url: URL, arguments: tuple[str, ...]) -> None:
+def test_each_documented_command_serves(url: URL, arguments: tuple[str, ...]) -> None:
     port = free_port()
-    with server(*arguments, "--port", str(port), port=port, changes={"DATABASE_URL": spell(url)}) as client:
-        assert_it_serves(client)
+    with server(*arguments, "--port", str(port), port=port, changes={"DATABASE_URL": render_url(url)}) as client:
+        assert_serves(client)
 
 
 def test_two_workers_share_a_new_sqlite_file_from_their_first_request(databases: Any) -> None:
     url = databases.migrated()
     port = free_port()
     arguments = ("uvicorn", "app.main:app", "--workers", "2", "--port", str(port))
-    with server(*arguments, port=port, changes={"DATABASE_URL": spell(url)}):
-        for _ in range(20):  # a new connection each, so that both workers get some
-            answer = httpx.post(f"http://127.0.0.1:{port}/heroes/", json=HERO)
-            assert answer.status_code == 200
+    with server(*arguments, port=port, changes={"DATABASE_URL": render_url(url)}):
+        for _ in range(20):  # on a new connection each, so that both workers accept some
+            response = httpx.post(f"http://127.0.0.1:{port}/heroes/", json=DEADPOND)
+            assert response.status_code == 200
     databases.drop(url)
 
 
-def test_make_run_migrates_the_file_of_the_working_directory_and_serves_its_rows(tmp_path: Path) -> None:
+def test_make_run_upgrades_the_file_in_the_working_directory_and_serves_its_rows(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "*.db*"))
     (project / ".venv").symlink_to(BIN.parent)
@@ -64,48 +63,48 @@ def test_make_run_migrates_the_file_of_the_working_directory_and_serves_its_rows
             "INSERT INTO hero VALUES ('Deadpond', 28, 1, 'Dive Wilson')"
         )
     port = free_port()
-    # -o: the virtual environment is the one of this run, whatever its age.
+    # -o: use the current virtual environment even if it is older than the lock file.
     with server("make", "-o", ".venv/installed", "run", port=port, cwd=project, changes={"PORT": str(port)}) as client:
         assert client.get("/heroes/").json() == [{"name": "Deadpond", "age": 28, "id": 1}]
 
 
 @pytest.mark.slow
-def test_a_fresh_copy_installs_what_it_needs_and_serves(tmp_path: Path) -> None:
+def test_a_fresh_copy_installs_its_dependencies_and_serves(tmp_path: Path) -> None:
     project = tmp_path / "project"
     shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".git", ".venv", ".*_cache", "*.db*"))
-    installed = run("make", "install", cwd=project, changes={}, patience=600)
+    installed = run("make", "install", cwd=project, changes={}, timeout=600)
     assert installed.returncode == 0, installed.stdout
     port = free_port()
     with server("make", "run", port=port, cwd=project, changes={"PORT": str(port)}) as client:
-        assert_it_serves(client)
+        assert_serves(client)
     assert (project / "database.db").exists()
 
 
 class TestContainers:
-    """What is read in the files; that they run is shown with a Docker engine, not here."""
+    """What the files say; running them needs a container engine."""
 
     compose: ClassVar[dict[str, Any]] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
     dockerfile: ClassVar[str] = (ROOT / "Dockerfile").read_text()
 
-    def test_the_launch_configuration_is_that_of_make_run(self) -> None:
+    def test_the_image_starts_uvicorn_with_the_options_of_make_run(self) -> None:
         launch = re.search(r"^UVICORN := (.*)$", (ROOT / "Makefile").read_text(), re.MULTILINE)
         command = re.search(r"^CMD (\[.*\])$", self.dockerfile, re.MULTILINE)
         assert launch
         assert command
         assert json.loads(command[1]) == [*launch[1].split(), "--host", "0.0.0.0"]  # noqa: S104 - inside a container
 
-    def test_the_image_runs_as_nobody_in_particular(self) -> None:
+    def test_the_image_does_not_run_as_root(self) -> None:
         assert re.search(r"^USER (?!root)", self.dockerfile, re.MULTILINE)
 
-    def test_the_volume_is_where_this_major_of_postgres_keeps_its_data(self) -> None:
+    def test_the_volume_is_the_data_directory_of_this_major_version_of_postgres(self) -> None:
         database = self.compose["services"]["db"]
         major = int(database["image"].removeprefix("postgres:"))
-        assert major >= 18  # before, it was /var/lib/postgresql/data
+        assert major >= 18  # older versions use /var/lib/postgresql/data
         (volume,) = database["volumes"]
         assert volume.split(":") == [next(iter(self.compose["volumes"])), "/var/lib/postgresql"]
         assert database["environment"]["PGDATA"] == f"/var/lib/postgresql/{major}/docker"
 
-    def test_the_database_is_healthy_only_when_it_answers_by_tcp(self) -> None:
+    def test_the_health_check_of_the_database_uses_tcp(self) -> None:
         assert "--host=127.0.0.1" in self.compose["services"]["db"]["healthcheck"]["test"]
 
     def test_the_api_starts_after_the_migration_and_the_migration_after_the_database(self) -> None:
@@ -113,12 +112,12 @@ class TestContainers:
         assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
         assert services["api"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
 
-    def test_ports_are_published_on_loopback_alone(self) -> None:
+    def test_ports_are_published_on_loopback_only(self) -> None:
         ports = [port for service in self.compose["services"].values() for port in service.get("ports", [])]
         assert ports
         assert all(port.startswith("127.0.0.1:") for port in ports)
 
-    def test_a_container_is_stopped_later_than_the_server_stops_itself(self) -> None:
+    def test_the_stop_grace_period_exceeds_the_graceful_shutdown(self) -> None:
         limit = re.search(r'"--timeout-graceful-shutdown", "(\d+)"', self.dockerfile)
         assert limit
         assert int(self.compose["services"]["api"]["stop_grace_period"].removesuffix("s")) > int(limit[1])

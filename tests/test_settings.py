@@ -1,11 +1,11 @@
-"""What operators can set, and what they are told when it is wrong."""
+"""Settings, and the message for an invalid one."""
 
 from pathlib import Path
 
 import pytest
 
 from app.settings import Settings
-from tests.processes import ROOT, run
+from tests.support.processes import ROOT, run
 
 COMMANDS = {
     "uvicorn": ("uvicorn", "app.main:app"),
@@ -21,12 +21,12 @@ COMMANDS = {
         (
             "DATABASE_URL",
             "mysql://root:hunter2@h/d",
-            "DATABASE_URL: the database 'mysql' is not supported, only sqlite:// and postgresql:// are.",
+            "DATABASE_URL: the database 'mysql' is not supported: use sqlite:// or postgresql://.",
         ),
         ("POOL_SIZE", "hunter2", "POOL_SIZE: Input should be a valid integer, unable to parse string as an integer."),
     ],
 )
-def test_a_refused_start_says_what_to_mend_in_one_sentence_without_the_value(
+def test_an_invalid_setting_aborts_startup_with_one_sentence_without_its_value(
     command: str, name: str, value: str, sentence: str
 ) -> None:
     result = run(*COMMANDS[command], changes={name: value})
@@ -36,7 +36,7 @@ def test_a_refused_start_says_what_to_mend_in_one_sentence_without_the_value(
     assert "Traceback" not in result.stdout
 
 
-def test_without_any_setting_the_database_is_a_file_in_the_working_directory(
+def test_the_default_database_is_a_file_in_the_working_directory(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.delenv("DATABASE_URL", raising=False)
@@ -44,7 +44,7 @@ def test_without_any_setting_the_database_is_a_file_in_the_working_directory(
     assert Settings().database_url.database == "database.db"
 
 
-def test_the_readme_lists_every_setting_with_its_default_and_its_reason() -> None:
+def test_the_readme_lists_every_setting_with_its_default_and_its_description() -> None:
     readme = (ROOT / "README.md").read_text()
     for name, field in Settings.model_fields.items():
         default = f"`{field.default}`" if field.default else "none"

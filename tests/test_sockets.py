@@ -1,6 +1,6 @@
-"""What the service does with connections that are idle, slow or stalled, and with heads that are huge.
+"""Connections that are idle, slow or stalled, and huge request heads, without a proxy.
 
-uvicorn limits none of these: docs/proxy.md says what does, and tests/test_proxy.py shows it.
+uvicorn limits none of these: docs/proxy.md says what does, and tests/test_proxy.py tests it.
 """
 
 import json
@@ -13,65 +13,65 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL
 
-from tests.proxies import CONFIGURATION
-from tests.services import LAUNCH, Service, answer, begin_post, connections, get, head, launched, post
-
-HERO = json.dumps({"name": "Deadpond", "secret_name": "Dive Wilson"}).encode()
+from tests.support.heroes import DEADPOND_JSON
+from tests.support.nginx import CONFIGURATION
+from tests.support.raw_http import begin_post, connections, get_heroes, read_response, request_head, send_post
+from tests.support.service import UVICORN, Service, running_service
 
 
 @pytest.fixture
 def service(url: URL, tmp_path: Path) -> Iterator[Service]:
-    """The service with one connection to its database, so that nobody can hold a second one."""
-    with launched(url, tmp_path / "log", POOL_SIZE="1") as service:
+    """The service with one database session, so that a request that held it would block all others."""
+    with running_service(url, tmp_path / "log", POOL_SIZE="1") as service:
         yield service
 
 
-def test_idle_dribbling_and_stalled_connections_hold_nobody_up(service: Service) -> None:
+def test_idle_slow_and_stalled_connections_delay_no_other_request(service: Service) -> None:
     with ExitStack() as stack:
-        idle, dribbling, stalled, swift = (
+        idle, slow, stalled, normal = (
             stack.enter_context(connections(service.port, number)) for number in (200, 50, 20, 50)
         )
         for connection in stalled:
-            begin_post(connection, len(HERO))
-            connection.sendall(HERO[:10])
-        request = head("GET /heroes/")
+            begin_post(connection, len(DEADPOND_JSON))
+            connection.sendall(DEADPOND_JSON[:10])
+        request = request_head("GET /heroes/")
         for byte in request[:10]:
-            for connection in dribbling:
+            for connection in slow:
                 connection.sendall(bytes([byte]))
-            assert get(swift[0]) == 200
-        with ThreadPoolExecutor(len(swift)) as pool:
-            assert list(pool.map(get, swift)) == [200] * len(swift)
-        post(swift[0], HERO)
-        assert answer(swift[0])[0] == 200
+            assert get_heroes(normal[0]) == 200
+        with ThreadPoolExecutor(len(normal)) as pool:
+            assert list(pool.map(get_heroes, normal)) == [200] * len(normal)
+        send_post(normal[0], DEADPOND_JSON)
+        assert read_response(normal[0])[0] == 200
 
-        # None of the others has been answered meanwhile, and none is lost.
-        for connection in dribbling:
+        # The others have got no response yet, and none is lost.
+        for connection in slow:
             connection.sendall(request[10:])
-        assert [json.loads(answer(connection)[1]) for connection in dribbling] == [
+        assert [json.loads(read_response(connection)[1]) for connection in slow] == [
             [{"name": "Deadpond", "age": None, "id": 1}]
-        ] * len(dribbling)
+        ] * len(slow)
         for connection in stalled:
-            connection.sendall(HERO[10:])
-        assert [answer(connection)[0] for connection in stalled] == [200] * len(stalled)
-        assert [get(connection) for connection in idle] == [200] * len(idle)
+            connection.sendall(DEADPOND_JSON[10:])
+        assert [read_response(connection)[0] for connection in stalled] == [200] * len(stalled)
+        assert [get_heroes(connection) for connection in idle] == [200] * len(idle)
 
 
-def test_the_service_itself_takes_a_head_of_any_length(sqlite_url: URL, tmp_path: Path) -> None:
+def test_the_service_itself_accepts_a_request_head_of_any_length(sqlite_url: URL, tmp_path: Path) -> None:
     heads = {
-        head("GET /livez", X_Long="a" * 5_000_000): 200,
-        head("GET /livez", **{f"X-{number}": number for number in range(50_000)}): 200,
-        head(f"GET /{'a' * 70_000}"): 400,
+        request_head("GET /livez", X_Long="a" * 5_000_000): 200,
+        request_head("GET /livez", **{f"X-{number}": number for number in range(50_000)}): 200,
+        request_head(f"GET /{'a' * 70_000}"): 400,
     }
-    with launched(sqlite_url, tmp_path / "log") as service:
+    with running_service(sqlite_url, tmp_path / "log") as service:
         for request, status in heads.items():
             with connections(service.port, 2) as (huge, ordinary):
                 huge.sendall(request)
-                assert answer(huge)[0] == status
-                assert get(ordinary) == 200
+                assert read_response(huge)[0] == status
+                assert get_heroes(ordinary) == 200
 
 
-def test_each_hop_keeps_an_idle_connection_for_a_shorter_time_than_the_next_one() -> None:
-    service = int(LAUNCH[LAUNCH.index("--timeout-keep-alive") + 1])
+def test_each_hop_keeps_idle_connections_for_a_shorter_time_than_the_next() -> None:
+    service = int(UVICORN[UVICORN.index("--timeout-keep-alive") + 1])
     clients, upstream = re.findall(r"^ +keepalive_timeout (\d+)s;", CONFIGURATION.read_text(), re.MULTILINE)
     assert int(upstream) < service
-    assert 60 < int(clients) < service  # 60 is what load balancers have
+    assert 60 < int(clients) < service  # 60 s is the usual idle timeout of load balancers

@@ -1,4 +1,4 @@
-"""The command that says what an upgrade would do."""
+"""The status command: current and pending revisions, and what they lock."""
 
 import asyncio
 import sys
@@ -7,18 +7,18 @@ import asyncpg
 import pytest
 from sqlalchemy import URL
 
-from tests.conftest import migrate
-from tests.migrating import HEAD, SCRIPT, execute, on
-from tests.processes import free_port, run, spell
+from tests.support.alembic_commands import HEAD, SCRIPT, migrate
+from tests.support.processes import free_port, render_url, run
+from tests.support.sql import execute, run_in_transaction
 
 
 def status(url: URL) -> str:
-    result = run(sys.executable, "-m", "migrations.status", changes={"DATABASE_URL": spell(url)})
+    result = run(sys.executable, "-m", "migrations.status", changes={"DATABASE_URL": render_url(url)})
     assert result.returncode == 0, result.stdout
     return result.stdout
 
 
-def test_it_lists_what_is_pending_and_what_that_locks(empty_url: URL) -> None:
+def test_status_lists_pending_revisions_and_their_locks(empty_url: URL) -> None:
     migrate(empty_url, "0001")
     found = status(empty_url)
     assert "current: 0001\n" in found
@@ -30,7 +30,7 @@ def test_it_lists_what_is_pending_and_what_that_locks(empty_url: URL) -> None:
 
 
 @pytest.mark.slow
-def test_of_an_empty_database_everything_is_pending_in_the_order_in_which_it_runs(empty_url: URL) -> None:
+def test_an_empty_database_has_all_revisions_pending_in_order(empty_url: URL) -> None:
     found = status(empty_url)
     assert "current: none\n" in found
     pending = [line.split()[1] for line in found.splitlines() if line.startswith("pending: ")]
@@ -38,14 +38,14 @@ def test_of_an_empty_database_everything_is_pending_in_the_order_in_which_it_run
 
 
 @pytest.mark.slow
-def test_at_head_nothing_is_pending(url: URL) -> None:
+def test_a_database_at_head_has_nothing_pending(url: URL) -> None:
     found = status(url)
     assert f"current: {HEAD}\n" in found
     assert "pending" not in found
 
 
 @pytest.mark.slow
-def test_a_newer_release_s_database_is_told_as_such(url: URL) -> None:
+def test_a_database_of_a_newer_release_is_marked(url: URL) -> None:
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
     found = status(url)
     assert "current: 9999 (of a newer release)\n" in found
@@ -53,12 +53,12 @@ def test_a_newer_release_s_database_is_told_as_such(url: URL) -> None:
 
 
 @pytest.mark.slow
-def test_it_changes_nothing(empty_url: URL) -> None:
+def test_status_changes_nothing(empty_url: URL) -> None:
     status(empty_url)
-    assert on(empty_url, lambda connection: connection.dialect.get_table_names(connection)) == []
+    assert run_in_transaction(empty_url, lambda connection: connection.dialect.get_table_names(connection)) == []
 
 
-def test_an_index_that_was_begun_and_never_finished_is_named(postgres_url: URL) -> None:
+def test_an_invalid_index_is_listed(postgres_url: URL) -> None:
     execute(postgres_url, "INSERT INTO hero (name, secret_name) VALUES ('twice', 'x'), ('twice', 'x')")
 
     async def fail() -> None:
@@ -68,10 +68,10 @@ def test_an_index_that_was_begun_and_never_finished_is_named(postgres_url: URL) 
         await connection.close()
 
     asyncio.run(fail())
-    assert "not valid: ix_broken." in status(postgres_url)
+    assert "invalid: ix_broken, left by an interrupted build." in status(postgres_url)
 
 
-def test_a_database_that_does_not_answer_is_told_in_one_sentence() -> None:
+def test_an_unreachable_database_is_reported_in_one_sentence() -> None:
     url = f"postgresql://heroes:s3cret@127.0.0.1:{free_port()}/heroes"
     result = run(sys.executable, "-m", "migrations.status", changes={"DATABASE_URL": url})
     assert result.returncode != 0

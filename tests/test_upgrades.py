@@ -1,4 +1,4 @@
-"""Upgrades that are many at once, killed in the middle, held up by others, or asked for what they must not do."""
+"""Upgrades that run at once, are killed, are blocked by locks, fail, or are refused."""
 
 import asyncio
 import os
@@ -28,15 +28,18 @@ from app.main import create_app
 from app.settings import Settings
 from app.urls import is_sqlite
 from migrations import locks
-from tests.conftest import Databases, migrate, running
-from tests.migrating import HEAD, SCRIPT, alembic, describe, execute, on, try_alembic, tutorial_tables
-from tests.processes import BIN, PATIENCE, ROOT, environment, run, spell
+from tests.support.alembic_commands import HEAD, SCRIPT, alembic, migrate, try_alembic
+from tests.support.app_client import running
+from tests.support.databases import Databases
+from tests.support.processes import BIN, ROOT, TIMEOUT, environment, render_url, run
+from tests.support.sql import describe_schema, execute, run_in_transaction
+from tests.support.tutorial import tutorial_ddl
 
 INI = "docs/rename/alembic.ini"
 RENAME = ("-c", INI, "upgrade")
 RENAMES = ScriptDirectory.from_config(Config(ROOT / INI))
 COMMAND = str(BIN / "alembic")
-KILLS = (sys.executable, "-m", "tests.kills")
+INTERRUPTED = (sys.executable, "-m", "tests.support.interrupted_upgrades")
 
 HEROES = (
     "INSERT INTO hero (name, age, secret_name) VALUES ('Deadpond', NULL, 'Dive Wilson'), ('Rusty-Man', 48, 'Tommy')"
@@ -55,14 +58,14 @@ IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{}')
 
 @dataclass(frozen=True)
 class Started:
-    """A process that runs, and the file for what it says."""
+    """A running process, and the file with its output."""
 
     process: subprocess.Popen[bytes]
     log: Path
 
-    def wait_for(self, words: str, times: int = 1) -> None:
-        wait_until(lambda: self.log.read_text().count(words) >= times or self.process.poll() is not None)
-        assert self.log.read_text().count(words) >= times, self.log.read_text()
+    def wait_for(self, text: str, times: int = 1) -> None:
+        wait_until(lambda: self.log.read_text().count(text) >= times or self.process.poll() is not None)
+        assert self.log.read_text().count(text) >= times, self.log.read_text()
 
     def wait_until_stopped(self) -> None:
         process = psutil.Process(self.process.pid)
@@ -70,14 +73,14 @@ class Started:
         assert self.process.poll() is None, self.log.read_text()
 
     def end(self) -> tuple[int, str]:
-        """Wait for its end, and return its status and what it has said."""
-        return self.process.wait(PATIENCE), self.log.read_text()
+        """Wait for its end, and return its exit code and its output."""
+        return self.process.wait(TIMEOUT), self.log.read_text()
 
 
 @contextmanager
 def started(url: URL, log: Path, *command: str, **settings: str) -> Iterator[Started]:
-    """Start a command. At the end kill it, if it still runs, and all that it started."""
-    changes = {"DATABASE_URL": spell(url), **settings}
+    """Start a command. At the end, kill it and its children if it still runs."""
+    changes = {"DATABASE_URL": render_url(url), **settings}
     with log.open("ab") as output:
         process = subprocess.Popen(
             command, cwd=ROOT, env=environment(changes), start_new_session=True, stdout=output, stderr=output
@@ -91,11 +94,11 @@ def started(url: URL, log: Path, *command: str, **settings: str) -> Iterator[Sta
 
 
 @contextmanager
-def somebody(url: URL, *statements: str) -> Iterator[Callable[[], None]]:
-    """Have a transaction open that has run the statements. On SQLite it has the file's lock too.
+def open_transaction(url: URL, *statements: str) -> Iterator[Callable[[], None]]:
+    """Keep a transaction open that has run the statements. On SQLite it holds the write lock too.
 
     Yields:
-        What ends it before the end of the block.
+        A function that ends it before the end of the block.
     """
     with asyncio.Runner() as runner:
         stack = AsyncExitStack()
@@ -114,26 +117,26 @@ def somebody(url: URL, *statements: str) -> Iterator[Callable[[], None]]:
 
 
 @contextmanager
-def another_upgrade(url: URL) -> Iterator[Callable[[], None]]:
-    """Have the lock of upgrades, as `somebody` does."""
-    with somebody(url, *([] if is_sqlite(url) else [f"SELECT pg_advisory_lock({locks.KEY})"])) as leave:
-        yield leave
+def held_migration_lock(url: URL) -> Iterator[Callable[[], None]]:
+    """Hold the migration lock in an open transaction."""
+    with open_transaction(url, *([] if is_sqlite(url) else [f"SELECT pg_advisory_lock({locks.KEY})"])) as release:
+        yield release
 
 
 def wait_until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + PATIENCE
+    deadline = time.monotonic() + TIMEOUT
     while not happened():
-        assert time.monotonic() < deadline, "it did not happen"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.05)
 
 
 def ask(url: URL, question: str) -> Any:
-    return on(url, lambda connection: connection.scalar(text(question)))
+    return run_in_transaction(url, lambda connection: connection.scalar(text(question)))
 
 
 def heroes(url: URL) -> list[Any]:
     question = text("SELECT id, name, age, secret_name FROM hero ORDER BY id")
-    found: list[Any] = on(url, lambda connection: connection.execute(question).all())
+    found: list[Any] = run_in_transaction(url, lambda connection: connection.execute(question).all())
     return found
 
 
@@ -142,21 +145,21 @@ def revision_of(url: URL) -> str:
 
 
 def times_run(said: str, script: ScriptDirectory) -> dict[str, int]:
-    """Count how often each revision was run."""
+    """Count how often each revision ran."""
     return {
         step.revision: len(re.findall(f"Running upgrade .* -> {step.revision},", said))
         for step in script.walk_revisions()
     }
 
 
-def once(script: ScriptDirectory, after: str | None = None) -> dict[str, int]:
-    """Count as `times_run` should."""
+def each_once(script: ScriptDirectory, after: str | None = None) -> dict[str, int]:
+    """The result of `times_run` if each revision after the given one ran once."""
     before = {step.revision for step in script.iterate_revisions(after, "base")} if after else set()
     return {step.revision: int(step.revision not in before) for step in script.walk_revisions()}
 
 
 def assert_refused(result: subprocess.CompletedProcess[str], *sentences: str) -> None:
-    """It failed, and said why to people."""
+    """The command failed with these sentences and without a traceback."""
     assert result.returncode != 0, result.stdout
     assert "Traceback" not in result.stdout, result.stdout
     for sentence in sentences:
@@ -164,7 +167,7 @@ def assert_refused(result: subprocess.CompletedProcess[str], *sentences: str) ->
 
 
 def write_revision(folder: Path, *upgrade: str) -> tuple[str, ...]:
-    """Write a revision that follows on head. Return the arguments with which Alembic goes there."""
+    """Write a revision that follows head. Return the arguments that upgrade to it."""
     body = "\n    ".join(upgrade)
     (folder / "own.py").write_text(
         "import sqlalchemy as sa\nfrom alembic import op\n\nfrom migrations import online\n\n"
@@ -175,7 +178,7 @@ def write_revision(folder: Path, *upgrade: str) -> tuple[str, ...]:
 
 
 def upgrade_in_process(url: URL, revision: str, configuration: Path = ROOT / INI) -> None:
-    """Upgrade a database in less time than the command line needs to start."""
+    """Upgrade in this process, which is faster than a command."""
     command.upgrade(Config(configuration, attributes={"url": url}), revision)
 
 
@@ -189,7 +192,7 @@ def half_url(empty_url: URL) -> URL:
 
 @pytest.fixture
 def half_postgres_url(postgres_databases: Databases) -> Iterator[URL]:
-    """One on Postgres."""
+    """A Postgres database at the first revision, with heroes in it."""
     url = postgres_databases.empty()
     migrate(url, "0001")
     execute(url, HEROES)
@@ -197,12 +200,12 @@ def half_postgres_url(postgres_databases: Databases) -> Iterator[URL]:
     postgres_databases.drop(url)
 
 
-class TestTogether:
+class TestConcurrentUpgrades:
     def test_eight_upgrades_at_once_run_each_revision_once(self, empty_url: URL, tmp_path: Path) -> None:
-        with started(empty_url, tmp_path / "log", *KILLS, "together", "8", *RENAME, "rename_7") as upgrades:
+        with started(empty_url, tmp_path / "log", *INTERRUPTED, "concurrent", "8", *RENAME, "rename_7") as upgrades:
             status, said = upgrades.end()
         assert status == 0, said
-        assert times_run(said, RENAMES) == once(RENAMES)
+        assert times_run(said, RENAMES) == each_once(RENAMES)
         assert revision_of(empty_url) == "rename_7"
 
     @pytest.mark.slow
@@ -211,44 +214,46 @@ class TestTogether:
         with ExitStack() as stack:
             upgrades = [stack.enter_context(started(empty_url, log, COMMAND, "upgrade", "head")) for _ in range(8)]
             assert [upgrade.end()[0] for upgrade in upgrades] == [0] * 8
-        assert times_run(log.read_text(), SCRIPT) == once(SCRIPT)
+        assert times_run(log.read_text(), SCRIPT) == each_once(SCRIPT)
         assert revision_of(empty_url) == HEAD
 
-    def test_eight_wait_for_another_one_and_go_on_from_where_it_was(self, half_url: URL, tmp_path: Path) -> None:
+    def test_eight_upgrades_wait_for_the_migration_lock_and_run_each_revision_once(
+        self, half_url: URL, tmp_path: Path
+    ) -> None:
         before = heroes(half_url)
         with (
-            another_upgrade(half_url) as leave,
-            started(half_url, tmp_path / "log", *KILLS, "together", "8", "upgrade", "head") as upgrades,
+            held_migration_lock(half_url) as release,
+            started(half_url, tmp_path / "log", *INTERRUPTED, "concurrent", "8", "upgrade", "head") as upgrades,
         ):
-            upgrades.wait_for("Waiting for up to 600 s.", times=8)
+            upgrades.wait_for("Waiting up to 600 s for the migration lock.", times=8)
             assert "Running upgrade" not in upgrades.log.read_text()
-            leave()
+            release()
             status, said = upgrades.end()
         assert status == 0, said
-        assert said.count("It is our turn, after") == 8
-        assert times_run(said, SCRIPT) == once(SCRIPT, after="0001")
+        assert said.count("Acquired the migration lock after") == 8
+        assert times_run(said, SCRIPT) == each_once(SCRIPT, after="0001")
         assert revision_of(half_url) == HEAD
         assert heroes(half_url) == before
 
-    def test_one_whose_work_another_has_gone_on_with_has_succeeded(self, url: URL, tmp_path: Path) -> None:
-        looking = (*KILLS, "stopped", "connection 2", *RENAME, "rename_1")
-        with started(url, tmp_path / "first", *looking) as first:
+    def test_an_upgrade_succeeds_when_another_one_continues_after_it(self, url: URL, tmp_path: Path) -> None:
+        stopped = (*INTERRUPTED, "stopped", "UPDATE alembic_version", *RENAME, "rename_1")
+        with started(url, tmp_path / "first", *stopped) as first:
             first.wait_until_stopped()
             with started(url, tmp_path / "second", COMMAND, *RENAME, "rename_7") as second:
-                wait_until(lambda: second.process.poll() == 0 or "Waiting for up to" in second.log.read_text())
+                second.wait_for("Waiting up to 600 s for the migration lock.")
                 first.process.send_signal(signal.SIGCONT)
                 status, said = first.end()
                 assert second.end()[0] == 0
         assert status == 0, said
         assert revision_of(url) == "rename_7"
 
-    def test_one_that_waits_in_vain_gives_up_and_has_changed_nothing(self, half_url: URL) -> None:
-        before = describe(half_url)
-        with another_upgrade(half_url):
+    def test_an_upgrade_that_never_gets_the_migration_lock_changes_nothing(self, half_url: URL) -> None:
+        before = describe_schema(half_url)
+        with held_migration_lock(half_url):
             result = try_alembic(half_url, "upgrade", "head", MIGRATION_TIMEOUT="0.5")
-        assert_refused(result, "After 0.5 s of waiting, nothing was changed: try again later.")
+        assert_refused(result, "Gave up after 0.5 s; nothing was changed. Try again later.")
         assert "Running upgrade" not in result.stdout
-        assert describe(half_url) == before
+        assert describe_schema(half_url) == before
         assert revision_of(half_url) == "0001"
 
 
@@ -262,35 +267,37 @@ class TestKilled:
             pytest.param(signal.SIGINT, marks=pytest.mark.slow),
         ],
     )
-    def test_one_that_is_killed_while_it_waits_for_a_table_keeps_nobody_waiting(
+    def test_an_upgrade_that_is_killed_while_it_waits_for_a_table_releases_its_locks(
         self, half_postgres_url: URL, tmp_path: Path, number: signal.Signals
     ) -> None:
         url = half_postgres_url
-        with somebody(url, "LOCK TABLE hero") as leave:
-            patient = {"MIGRATION_LOCK_TIMEOUT": "300", "MIGRATION_STATEMENT_TIMEOUT": "300"}
-            with started(url, tmp_path / "killed", COMMAND, "upgrade", "head", **patient) as killed:
+        with open_transaction(url, "LOCK TABLE hero") as release:
+            long_timeouts = {"MIGRATION_LOCK_TIMEOUT": "300", "MIGRATION_STATEMENT_TIMEOUT": "300"}
+            with started(url, tmp_path / "killed", COMMAND, "upgrade", "head", **long_timeouts) as killed:
                 wait_until(lambda: ask(url, WAITING) == 1)
                 assert ask(url, HOLDING) == 1
                 killed.process.send_signal(number)
                 assert killed.end()[0] != 0
             settings = {"MIGRATION_LOCK_TIMEOUT": "0.1", "MIGRATION_TIMEOUT": "30"}
             with started(url, tmp_path / "next", COMMAND, "upgrade", "head", **settings) as upgrade:
-                upgrade.wait_for("In the way: a lock that others hold.")  # so it has the one of the upgrades
-                leave()
+                upgrade.wait_for("Blocked by a lock; retrying in")  # so it holds the migration lock
+                release()
                 status, said = upgrade.end()
         assert status == 0, said
         assert revision_of(url) == HEAD
 
     @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
-    def test_one_that_is_killed_while_it_writes_to_a_file_keeps_nobody_waiting(
+    def test_an_upgrade_that_is_killed_while_it_writes_to_a_file_releases_its_lock(
         self, sqlite_databases: Databases, tmp_path: Path, number: signal.Signals
     ) -> None:
         url = sqlite_databases.empty()
         migrate(url, "0001")
-        execute(url, HEROES_BY_NUMBER.format(50_000))  # more than SQLite keeps in memory
+        execute(url, HEROES_BY_NUMBER.format(50_000))  # more than SQLite's page cache
         before = heroes(url)
         with (
-            started(url, tmp_path / "log", *KILLS, "stopped", "UPDATE alembic_version", "upgrade", "head") as killed,
+            started(
+                url, tmp_path / "log", *INTERRUPTED, "stopped", "UPDATE alembic_version", "upgrade", "head"
+            ) as killed,
             closing(sqlite3.connect(str(url.database), timeout=0)) as connection,
         ):
             killed.wait_until_stopped()
@@ -300,7 +307,7 @@ class TestKilled:
             killed.process.send_signal(signal.SIGCONT)
             assert killed.end()[0] == -number
         said = alembic(url, "upgrade", "head", MIGRATION_TIMEOUT="5")
-        assert times_run(said, SCRIPT) == once(SCRIPT, after="0001")
+        assert times_run(said, SCRIPT) == each_once(SCRIPT, after="0001")
         assert ask(url, "PRAGMA integrity_check") == "ok"
         assert heroes(url) == before
 
@@ -312,13 +319,13 @@ class TestKilled:
             pytest.param("SIGINT", 3, marks=pytest.mark.slow),
         ],
     )
-    def test_wherever_one_is_killed_the_next_comes_to_the_same_end(
+    def test_after_a_kill_at_any_point_the_next_upgrade_gives_the_same_result(
         self, empty_url: URL, tmp_path: Path, number: str, step: int
     ) -> None:
-        execute(empty_url, *tutorial_tables(empty_url), HEROES_BY_NUMBER.format(2500))  # three batches
-        kill = (*KILLS, "everywhere", number, str(step), *RENAME, "rename_7")
+        execute(empty_url, *tutorial_ddl(empty_url), HEROES_BY_NUMBER.format(2500))  # three batches
+        kill = (*INTERRUPTED, "every-point", number, str(step), *RENAME, "rename_7")
         with started(empty_url, tmp_path / "log", *kill) as kills:
-            status = kills.process.wait(5 * PATIENCE)
+            status = kills.process.wait(5 * TIMEOUT)
         said = kills.log.read_text()
         assert status == 0, said
         summary = re.fullmatch(rf"{number} at (\d+) of (\d+) points", said.splitlines()[-1])
@@ -326,32 +333,32 @@ class TestKilled:
         killed, points = map(int, summary.groups())
         assert points > 30
         assert killed == len(range(0, points, step))
-        assert said.count("again: 0, different: []") == killed
+        assert said.count("rerun: 0, different: []") == killed
 
-    def test_an_index_whose_build_was_killed_is_built_anew(self, postgres_url: URL, tmp_path: Path) -> None:
+    def test_an_index_whose_build_was_killed_is_rebuilt(self, postgres_url: URL, tmp_path: Path) -> None:
         execute(postgres_url, HEROES)
         upgrade_in_process(postgres_url, "rename_2")
         is_valid = IS_VALID.format("ix_hero_alias")
         with (
-            somebody(postgres_url, "UPDATE hero SET age = 49 WHERE age = 48") as leave,
+            open_transaction(postgres_url, "UPDATE hero SET age = 49 WHERE age = 48") as release,
             started(postgres_url, tmp_path / "log", COMMAND, *RENAME, "rename_3") as killed,
         ):
             wait_until(lambda: ask(postgres_url, is_valid) is False)
             killed.process.kill()
             killed.end()
-            wait_until(lambda: ask(postgres_url, HOLDING) == 0)  # the server has noticed
-            leave()
+            wait_until(lambda: ask(postgres_url, HOLDING) == 0)  # the server has noticed the kill
+            release()
         assert ask(postgres_url, is_valid) is False
         said = alembic(postgres_url, *RENAME, "rename_6")
-        assert "There is an index ix_hero_alias already, left by a build that was stopped: it is built anew." in said
+        assert "The index ix_hero_alias exists, left by an interrupted build: rebuilding it." in said
         assert ask(postgres_url, is_valid) is True
         assert revision_of(postgres_url) == "rename_6"
 
 
 @pytest.mark.slow
-class TestInTheWay:
-    async def test_a_long_reader_is_named_and_requests_are_served_all_the_time(self, postgres_url: URL) -> None:
-        before = await asyncio.to_thread(describe, postgres_url)
+class TestBlocked:
+    async def test_a_long_transaction_is_reported_and_requests_are_served_meanwhile(self, postgres_url: URL) -> None:
+        before = await asyncio.to_thread(describe_schema, postgres_url)
         statuses = []
         try_upgrade = partial(try_alembic, MIGRATION_TIMEOUT="2", MIGRATION_LOCK_TIMEOUT="0.3")
         reader = create_engine(postgres_url, {}, poolclass=NullPool)
@@ -362,101 +369,103 @@ class TestInTheWay:
             while not upgrade.done():
                 statuses.append((await client.get("/heroes/")).status_code)
                 await asyncio.sleep(0.01)
-        assert_refused(
-            upgrade.result(), "Gave up after 2 s: a lock that others hold, each time.", f"process {process} (unnamed)"
-        )
+        assert_refused(upgrade.result(), "Gave up after 2 s: still blocked by a lock.", f"process {process} (unnamed)")
         assert set(statuses) == {200}
-        assert await asyncio.to_thread(describe, postgres_url) == before
+        assert await asyncio.to_thread(describe_schema, postgres_url) == before
         assert await asyncio.to_thread(revision_of, postgres_url) == HEAD
 
-    def test_when_a_long_reader_has_gone_the_next_try_succeeds(self, postgres_url: URL, tmp_path: Path) -> None:
+    def test_a_retry_succeeds_after_the_end_of_a_long_transaction(self, postgres_url: URL, tmp_path: Path) -> None:
         settings = {"MIGRATION_LOCK_TIMEOUT": "0.1"}
         with (
-            somebody(postgres_url, "SELECT * FROM hero") as leave,
+            open_transaction(postgres_url, "SELECT * FROM hero") as release,
             started(postgres_url, tmp_path / "log", COMMAND, *RENAME, "rename_1", **settings) as upgrade,
         ):
-            upgrade.wait_for("In the way: a lock that others hold. Trying again in")
-            leave()
+            upgrade.wait_for("Blocked by a lock; retrying in")
+            release()
             status, said = upgrade.end()
         assert status == 0, said
         assert revision_of(postgres_url) == "rename_1"
 
-    def test_a_reader_of_another_role_is_named_too(self, postgres: URL, postgres_databases: Databases) -> None:
+    def test_an_upgrade_to_a_relative_revision_is_not_retried(self, postgres_url: URL) -> None:
+        with open_transaction(postgres_url, "SELECT * FROM hero"):
+            result = try_alembic(postgres_url, *RENAME, "+1", MIGRATION_LOCK_TIMEOUT="0.1")
+        assert_refused(result, "Gave up after 0 s: still blocked by a lock.")
+        assert "retrying" not in result.stdout
+
+    def test_a_transaction_of_another_role_is_reported(self, postgres: URL, postgres_databases: Databases) -> None:
         url = postgres_databases.migrated()
         role = f"{url.database}_owner"
-        execute(url, f"CREATE ROLE {role}", *(f"ALTER TABLE {name} OWNER TO {role}" for name in describe(url)))
+        execute(url, f"CREATE ROLE {role}", *(f"ALTER TABLE {name} OWNER TO {role}" for name in describe_schema(url)))
         owner = url.update_query_dict({"options": f"-c role={role}"})
         try:
-            with somebody(url.update_query_dict({"application_name": "reports"}), "SELECT * FROM hero"):
+            with open_transaction(url.update_query_dict({"application_name": "reports"}), "SELECT * FROM hero"):
                 result = try_alembic(owner, *RENAME, "rename_1", MIGRATION_TIMEOUT="0.3", MIGRATION_LOCK_TIMEOUT="0.1")
         finally:
             postgres_databases.drop(url)
             execute(postgres, f"DROP ROLE {role}")
         assert_refused(result, "Gave up after 0.3 s", "(reports)")
 
-    def test_a_build_that_is_held_up_for_too_long_says_what_it_leaves(self, postgres_url: URL, tmp_path: Path) -> None:
+    def test_a_blocked_index_build_reports_the_invalid_index(self, postgres_url: URL, tmp_path: Path) -> None:
         arguments = write_revision(tmp_path, "online.create_index('ix_own', 'hero', ['secret_name'])")
         importer = postgres_url.update_query_dict({"application_name": "imports"})
-        with somebody(importer, "LOCK TABLE hero IN ROW EXCLUSIVE MODE"):
+        with open_transaction(importer, "LOCK TABLE hero IN ROW EXCLUSIVE MODE"):
             result = try_alembic(postgres_url, *arguments, MIGRATION_TIMEOUT="1")
-        assert_refused(result, "Gave up after 1 s: a lock that others hold", "(imports)")
+        assert_refused(result, "Gave up after 1 s: still blocked by a lock", "(imports)")
         assert ask(postgres_url, IS_VALID.format("ix_own")) is False
-        assert "an index that is not valid" in result.stdout
+        assert "The build left the invalid index ix_own: the next upgrade rebuilds it." in result.stdout
         upgrade_in_process(postgres_url, "own", tmp_path / "alembic.ini")
         assert ask(postgres_url, IS_VALID.format("ix_own")) is True
 
-    def test_a_statement_that_keeps_its_lock_for_too_long_is_undone(self, half_postgres_url: URL) -> None:
+    def test_a_statement_that_times_out_is_rolled_back(self, half_postgres_url: URL) -> None:
         url = half_postgres_url
         slowly = "CREATE OR REPLACE FUNCTION slowly(integer) RETURNS integer IMMUTABLE LANGUAGE plpgsql AS"
-        # It is made anew with the table, and takes as long as that of a large one.
+        # The index is rebuilt with the table, which takes as long as that of a large table.
         execute(url, f"{slowly} 'BEGIN RETURN $1; END'", "CREATE INDEX slow ON hero (slowly(age))")
         execute(url, f"{slowly} 'BEGIN PERFORM pg_sleep(60); RETURN $1; END'")
-        before = describe(url)
+        before = describe_schema(url)
         result = try_alembic(url, "upgrade", "head", MIGRATION_STATEMENT_TIMEOUT="0.5")
-        assert_refused(result, "It took too long: choose a quieter time, or raise MIGRATION_STATEMENT_TIMEOUT.")
-        assert "The database is at 0001; of the next revision nothing is left" in result.stdout
-        assert describe(url) == before
+        assert_refused(result, "The statement timed out: choose a quieter time, or raise MIGRATION_STATEMENT_TIMEOUT.")
+        assert "The database is at 0001; nothing of the failed revision remains" in result.stdout
+        assert describe_schema(url) == before
         assert revision_of(url) == "0001"
 
-    def test_a_limit_that_not_even_a_look_keeps_to_is_named(self, half_postgres_url: URL) -> None:
+    def test_a_statement_timeout_that_is_too_short_for_any_query_is_reported(self, half_postgres_url: URL) -> None:
         result = try_alembic(half_postgres_url, "upgrade", "head", MIGRATION_STATEMENT_TIMEOUT="0.001")
         assert_refused(result, "MIGRATION_STATEMENT_TIMEOUT")
         assert revision_of(half_postgres_url) == "0001"
 
 
 @pytest.mark.slow
-class TestTorn:
-    """What they work with is taken from them."""
-
+class TestFailures:
     @pytest.mark.parametrize("revision", [pytest.param("rename_1", marks=pytest.mark.slow), "rename_2", "rename_3"])
-    def test_a_connection_that_is_lost_is_said_in_a_sentence(
+    def test_a_lost_connection_is_reported_in_one_sentence(
         self, postgres_url: URL, tmp_path: Path, revision: str
     ) -> None:
         execute(postgres_url, HEROES)
         before = str(RENAMES.get_revision(revision).down_revision)
         upgrade_in_process(postgres_url, before)
-        patient = {"MIGRATION_LOCK_TIMEOUT": "300", "MIGRATION_STATEMENT_TIMEOUT": "300"}
+        long_timeouts = {"MIGRATION_LOCK_TIMEOUT": "300", "MIGRATION_STATEMENT_TIMEOUT": "300"}
         with (
-            somebody(postgres_url, "UPDATE hero SET age = 49"),
-            started(postgres_url, tmp_path / "log", COMMAND, *RENAME, revision, **patient) as upgrade,
+            open_transaction(postgres_url, "UPDATE hero SET age = 49"),
+            started(postgres_url, tmp_path / "log", COMMAND, *RENAME, revision, **long_timeouts) as upgrade,
         ):
             wait_until(lambda: ask(postgres_url, WAITING) == 1)
             ask(postgres_url, WAITING.replace("count(*)", "pg_terminate_backend(pid)"))
             status, said = upgrade.end()
         assert status != 0
         assert "terminating connection due to administrator command" in said
-        assert f"The database is at {before}; of the next revision nothing is left" in said
+        assert f"The database is at {before}; nothing of the failed revision remains" in said
         assert "Traceback" not in said
         assert revision_of(postgres_url) == before
 
-    def test_a_table_of_revisions_that_others_hold_is_said_in_a_sentence(self, postgres_url: URL) -> None:
-        with somebody(postgres_url, "LOCK TABLE alembic_version"):
+    def test_a_lock_on_alembic_version_is_reported_in_one_sentence(self, postgres_url: URL) -> None:
+        with open_transaction(postgres_url, "LOCK TABLE alembic_version"):
             settings = {"MIGRATION_TIMEOUT": "1", "MIGRATION_LOCK_TIMEOUT": "0.1"}
-            result = run("alembic", "upgrade", "head", changes={"DATABASE_URL": spell(postgres_url), **settings})
+            result = run("alembic", "upgrade", "head", changes={"DATABASE_URL": render_url(postgres_url), **settings})
         assert_refused(result, "lock")
 
     @pytest.mark.parametrize("number", [1_000, 50_000], ids=["at the end", "in the middle"])
-    def test_a_full_disk_is_said_in_a_sentence_and_nothing_is_lost(
+    def test_a_full_disk_is_reported_in_one_sentence_and_changes_nothing(
         self, sqlite_databases: Databases, number: int
     ) -> None:
         url = sqlite_databases.empty()
@@ -464,14 +473,14 @@ class TestTorn:
         execute(url, HEROES_BY_NUMBER.format(number))
         blocks = Path(str(url.database)).stat().st_size // 512 * 11 // 10  # room for the backup, not for the new table
         command = f"ulimit -f {blocks} && exec alembic upgrade head"
-        result = run("sh", "-c", command, changes={"DATABASE_URL": spell(url)})
+        result = run("sh", "-c", command, changes={"DATABASE_URL": render_url(url)})
         assert_refused(result, "disk", "Nothing was changed.")
         assert revision_of(url) == "0001"
         assert len(heroes(url)) == number
         migrate(url)
         assert len(heroes(url)) == number
 
-    def test_a_file_that_is_no_database_is_left_alone(self, tmp_path: Path) -> None:
+    def test_a_file_that_is_not_a_database_is_unchanged(self, tmp_path: Path) -> None:
         file = tmp_path / "database.db"
         file.write_bytes(b"This is a letter to my aunt. " * 100)
         before = file.read_bytes()
@@ -482,41 +491,45 @@ class TestTorn:
 
 @pytest.mark.slow
 class TestRefused:
-    def test_a_unique_index_over_rows_that_are_alike_leaves_none_and_tells_no_secret(
+    def test_a_unique_index_over_duplicate_rows_leaves_no_index_and_reveals_no_secret(
         self, url: URL, tmp_path: Path
     ) -> None:
         execute(url, *["INSERT INTO hero (name, secret_name) VALUES ('x', 'Dive Wilson')"] * 2)
-        before = describe(url)
+        before = describe_schema(url)
         arguments = write_revision(tmp_path, "online.create_index('ix_own', 'hero', ['secret_name'], unique=True)")
         result = try_alembic(url, *arguments)
         failure = "UNIQUE constraint failed" if is_sqlite(url) else 'could not create unique index "ix_own"'
-        assert_refused(result, failure, "Mend the cause, and run the same command again.")
+        assert_refused(result, failure, "Fix the cause and run the same command again.")
         assert "Dive Wilson" not in result.stdout
         assert "DETAIL" not in result.stdout
-        assert describe(url) == before
+        assert describe_schema(url) == before
         assert revision_of(url) == HEAD
         execute(url, "UPDATE hero SET secret_name = 'Tommy' WHERE id = 2")
         upgrade_in_process(url, "own", tmp_path / "alembic.ini")
         assert revision_of(url) == "own"
 
-    def test_what_can_be_undone_and_what_can_not_are_not_mixed(self, postgres_url: URL, tmp_path: Path) -> None:
+    def test_a_revision_that_mixes_transactional_and_online_operations_is_refused(
+        self, postgres_url: URL, tmp_path: Path
+    ) -> None:
         arguments = write_revision(
             tmp_path,
             "op.add_column('hero', sa.Column('power', sa.String()))",
             "online.create_index('ix_own', 'hero', ['power'])",
         )
-        before = describe(postgres_url)
-        assert_refused(try_alembic(postgres_url, *arguments), "this one has changed something: split it.")
-        assert describe(postgres_url) == before
+        before = describe_schema(postgres_url)
+        assert_refused(
+            try_alembic(postgres_url, *arguments), "this revision has changed something before it: split it."
+        )
+        assert describe_schema(postgres_url) == before
         assert revision_of(postgres_url) == HEAD
 
     @pytest.mark.parametrize("target", ["head", "0002", "+2"])
-    def test_an_upgrade_that_keeps_nothing_does_not_succeed(
+    def test_an_upgrade_that_is_not_committed_fails(
         self, postgres_databases: Databases, tmp_path: Path, target: str
     ) -> None:
         project = tmp_path / "project"
         shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "*.db*"))
-        for step in SCRIPT.iterate_revisions(HEAD, "0002"):  # among these are some that nothing can undo
+        for step in SCRIPT.iterate_revisions(HEAD, "0002"):  # online operations among them would commit
             (project / "migrations/versions" / Path(step.path).name).unlink()
         env = project / "migrations/env.py"
         configure = "    context.configure(connection=connection, **OPTIONS)\n"
@@ -524,30 +537,33 @@ class TestRefused:
         assert configure in env.read_text()
         env.write_text(env.read_text().replace(configure, read + configure))
         url = postgres_databases.empty()
-        assert_refused(try_alembic(url, "upgrade", target, cwd=project), "was not kept")
-        assert describe(url) == {}
+        assert_refused(
+            try_alembic(url, "upgrade", target, cwd=project),
+            "The upgrade was not committed. The database is at no revision.",
+        )
+        assert describe_schema(url) == {}
         postgres_databases.drop(url)
 
 
 @pytest.mark.slow
 class TestNewerDatabases:
-    def test_an_older_release_leaves_a_newer_database_alone(self, url: URL) -> None:
+    def test_an_older_release_leaves_a_newer_database_unchanged(self, url: URL) -> None:
         execute(url, "UPDATE alembic_version SET version_num = '9999'")
-        before = describe(url)
+        before = describe_schema(url)
         said = alembic(url, "upgrade", "head")
         assert "WARNING" in said
         assert "The database is at 9999, which this release does not know" in said
-        assert "it has all that this release needs: nothing to do." in said
-        assert describe(url) == before
+        assert "it has every table and column that this release needs: nothing to do." in said
+        assert describe_schema(url) == before
         assert revision_of(url) == "9999"
 
-    def test_a_database_of_something_else_is_refused(self, empty_url: URL) -> None:
+    def test_a_database_of_another_application_is_refused(self, empty_url: URL) -> None:
         execute(
             empty_url,
             "CREATE TABLE alembic_version (version_num VARCHAR(32) NOT NULL PRIMARY KEY)",
             "INSERT INTO alembic_version VALUES ('9999')",
         )
-        before = describe(empty_url)
+        before = describe_schema(empty_url)
         result = try_alembic(empty_url, "upgrade", "head")
         assert_refused(result, "The database is at 9999", "it lacks ", "hero.id", "hero.secret_name", "Nothing was")
-        assert describe(empty_url) == before
+        assert describe_schema(empty_url) == before

@@ -1,13 +1,13 @@
-"""Which URLs are understood, and what is said of the others."""
+"""Supported database URLs, and the reasons for refusing others."""
 
 import pytest
 
 from app.urls import parse_url
-from tests.processes import spell
+from tests.support.processes import render_url
 
 
 @pytest.mark.parametrize(
-    ("written", "understood"),
+    ("given", "normalized"),
     [
         ("sqlite:///database.db", "sqlite+aiosqlite:///database.db"),
         ("sqlite+aiosqlite:///database.db", "sqlite+aiosqlite:///database.db"),
@@ -24,9 +24,9 @@ from tests.processes import spell
         ),
     ],
 )
-def test_it_is_understood(written: str, understood: str) -> None:
-    assert spell(parse_url(written)) == spell(parse_url(understood))
-    assert parse_url(written).drivername == understood.partition(":")[0]
+def test_a_supported_url_is_normalized(given: str, normalized: str) -> None:
+    assert render_url(parse_url(given)) == render_url(parse_url(normalized))
+    assert parse_url(given).drivername == normalized.partition(":")[0]
 
 
 @pytest.mark.parametrize(
@@ -58,7 +58,7 @@ def test_it_is_understood(written: str, understood: str) -> None:
         ("sqlite:////tmp/hunter2/", "folder that exists"),
     ],
 )
-def test_it_is_refused_with_a_reason_that_does_not_repeat_it(url: str, reason: str) -> None:
+def test_an_unsupported_url_is_refused_with_a_reason_that_does_not_contain_it(url: str, reason: str) -> None:
     with pytest.raises(ValueError, match=reason) as refusal:
         parse_url(url)
     assert "hunter2" not in str(refusal.value)

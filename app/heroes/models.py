@@ -1,4 +1,4 @@
-"""What a hero is: in the database, in requests and in responses."""
+"""Heroes: in the database, in requests and in responses."""
 
 from typing import Annotated, Literal
 
@@ -10,17 +10,17 @@ from sqlmodel import Field, SQLModel
 from app.database import BigId, CodePoints
 from app.inputs import INT32, JSON_INTEGER, Text
 
-# Limits hold for what comes in. Rows that an older schema let in stay readable, so HeroPublic has none of these.
-Name = Annotated[Text, Value(description="What everybody calls the hero.", examples=["Deadpond"])]
-Age = Annotated[int, Value(ge=0, le=INT32, description="In years.", examples=[48]), JSON_INTEGER]
-SecretName = Annotated[Text, Value(description="It is stored, and never shown.", examples=["Dive Wilson"])]
+# Limits apply to requests. HeroPublic has none, so that rows of an older schema stay readable.
+Name = Annotated[Text, Value(description="The name that the hero is known by.", examples=["Deadpond"])]
+Age = Annotated[int, Value(ge=0, le=INT32, description="The age in years.", examples=[48]), JSON_INTEGER]
+SecretName = Annotated[Text, Value(description="Write-only: no response contains it.", examples=["Dive Wilson"])]
 
 
 class HeroBase(SQLModel):
-    """What everybody may know of a hero."""
+    """The public fields of a hero."""
 
-    name: str = Field(description="What everybody calls the hero.")
-    age: int | None = Field(default=None, description="In years, if it is known.")
+    name: str = Field(description="The name that the hero is known by.")
+    age: int | None = Field(default=None, description="The age in years, if it is known.")
 
 
 class Hero(HeroBase, table=True):
@@ -30,7 +30,7 @@ class Hero(HeroBase, table=True):
         Index("ix_hero_age_id", "age", "id"),
         Index("ix_hero_name_id", "name", "id", postgresql_include=["age"]),
         Index("ix_hero_name_age_id", "name", "age", "id"),
-        {"sqlite_autoincrement": True},  # without it, SQLite gives the id of a deleted hero to the next one
+        {"sqlite_autoincrement": True},  # otherwise SQLite reuses the id of a deleted row
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigId)
@@ -42,12 +42,12 @@ class Hero(HeroBase, table=True):
 class HeroPublic(HeroBase):
     """A hero in a response."""
 
-    age: int | None = Field(description="In years, if it is known.")  # no default: a response always has it
-    id: int = Field(description="Made by the database, and never used for another hero.")
+    age: int | None = Field(description="The age in years, if it is known.")  # no default: every response contains it
+    id: int = Field(description="Assigned by the database, and never reused.")
 
 
 class HeroCreate(HeroBase):
-    """A new hero in a request."""
+    """A request to create a hero."""
 
     name: Name
     age: Age | None = None
@@ -55,7 +55,7 @@ class HeroCreate(HeroBase):
 
 
 class HeroUpdate(SQLModel):
-    """The changes to a hero in a request: what is not sent stays as it is."""
+    """A request to change a hero. Fields that are not sent keep their values."""
 
     name: Name | MISSING = MISSING
     age: Age | MISSING | None = MISSING
@@ -63,6 +63,6 @@ class HeroUpdate(SQLModel):
 
 
 class HeroDeleted(SQLModel):
-    """The response that a hero is gone."""
+    """The response to a DELETE."""
 
     ok: Literal[True]

@@ -1,8 +1,8 @@
-"""Expand: let heroes have an alias.
+"""Expand: add the column alias.
 
-Why: `secret_name` is to be called `alias`. The release that comes with this revision writes both.
+Why: `secret_name` becomes `alias`. The release with this revision writes both columns.
 
-Locks: ACCESS EXCLUSIVE, for a moment: the column is empty, so no row is touched.
+Locks: ACCESS EXCLUSIVE, briefly: the column is nullable without a default, so no row is rewritten.
 
 Revision ID: rename_1
 Revises: 0006
@@ -20,10 +20,10 @@ reversible = False  # downgrade() drops the aliases
 
 
 def upgrade() -> None:
-    """Add the column, which the release before does not know, and need not."""
+    """Add the column. The previous release does not use it."""
     op.add_column("hero", sa.Column("alias", sa.String(), nullable=True))
 
 
 def downgrade() -> None:
-    """Drop it."""
+    """Drop the column with all aliases."""
     op.drop_column("hero", "alias")

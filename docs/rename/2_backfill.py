@@ -1,8 +1,8 @@
-"""Backfill: copy the secret names that no release has copied yet.
+"""Backfill: copy secret names to aliases.
 
-Why: from here on every hero has an alias, so the release after the next can read it.
+Why: every hero gets an alias, so that a release can read that column alone.
 
-Locks: ROW EXCLUSIVE, and each row for as long as its batch of a thousand takes.
+Locks: ROW EXCLUSIVE, and the rows of one batch of 1,000 at a time.
 
 Revision ID: rename_2
 Revises: rename_1
@@ -19,9 +19,9 @@ reversible = True
 
 
 def upgrade() -> None:
-    """Copy them, batch by batch."""
+    """Copy in batches."""
     online.backfill("hero", "UPDATE hero SET alias = secret_name WHERE alias IS NULL AND id BETWEEN :first AND :last")
 
 
 def downgrade() -> None:
-    """Leave them: nobody reads them."""
+    """Keep the aliases: no release reads them."""

@@ -1,8 +1,8 @@
-"""Index: find heroes by their alias.
+"""Index: create the index on alias.
 
-Why: so that the release after the next can.
+Why: queries that filter or sort by alias need it.
 
-Locks: SHARE UPDATE EXCLUSIVE: nobody who reads or writes waits for it.
+Locks: SHARE UPDATE EXCLUSIVE, which blocks no reads and writes.
 
 Revision ID: rename_3
 Revises: rename_2
@@ -21,10 +21,10 @@ reversible = True
 
 
 def upgrade() -> None:
-    """Build the index while others write."""
+    """Create the index."""
     online.create_index(op.f("ix_hero_alias"), "hero", ["alias"])
 
 
 def downgrade() -> None:
-    """Drop it while others read."""
+    """Drop the index."""
     online.drop_index(op.f("ix_hero_alias"), "hero")

@@ -1,9 +1,8 @@
-"""Check: no hero from now on is without an alias.
+"""Check: require an alias in new rows.
 
-Why: NOT NULL by itself reads the whole table while everybody waits; a constraint that is checked later does not.
+Why: SET NOT NULL scans the table under an exclusive lock, unless a validated constraint proves it.
 
-Locks: ACCESS EXCLUSIVE, for a moment: the rows that are there are not read. On SQLite writers wait: the
-table is made anew.
+Locks: ACCESS EXCLUSIVE, briefly: NOT VALID skips existing rows. On SQLite the table is rebuilt, which blocks writes.
 
 Revision ID: rename_4
 Revises: rename_3
@@ -21,7 +20,7 @@ reversible = True
 
 
 def upgrade() -> None:
-    """Add the constraint for new rows; SQLite has no such thing, and says NOT NULL at once."""
+    """Add the constraint as NOT VALID. SQLite has no such constraint, so the column becomes NOT NULL at once."""
     if op.get_context().dialect.name == "sqlite":
         with op.batch_alter_table("hero") as hero:
             hero.alter_column("alias", existing_type=sa.String(), nullable=False)
@@ -30,7 +29,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Take it back."""
+    """Drop the constraint."""
     if op.get_context().dialect.name == "sqlite":
         with op.batch_alter_table("hero") as hero:
             hero.alter_column("alias", existing_type=sa.String(), nullable=True)

@@ -1,8 +1,8 @@
-"""Validate: nor is any of those that were there.
+"""Validate: require an alias in existing rows.
 
-Why: the constraint counts for all rows now.
+Why: the next revision needs a constraint that holds for all rows.
 
-Locks: SHARE UPDATE EXCLUSIVE, while the table is read: nobody who reads or writes waits for it.
+Locks: SHARE UPDATE EXCLUSIVE, while the table is scanned. It blocks no reads and writes.
 
 Revision ID: rename_5
 Revises: rename_4
@@ -19,9 +19,9 @@ reversible = True
 
 
 def upgrade() -> None:
-    """Read the table once."""
+    """Validate the constraint."""
     online.validate("hero", "hero_alias_check")
 
 
 def downgrade() -> None:
-    """Leave it checked."""
+    """Keep the constraint validated."""

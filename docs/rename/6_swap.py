@@ -1,9 +1,8 @@
-"""Swap: an alias must be there, a secret name need not.
+"""Swap: make alias NOT NULL, and secret_name nullable.
 
-Why: the next release no longer writes secret names. The constraint has proved that every hero has an alias, so
-Postgres need not look again.
+Why: the next release writes no secret names. The validated constraint spares Postgres a scan for NOT NULL.
 
-Locks: ACCESS EXCLUSIVE, for a moment. On SQLite writers wait: the table is made anew.
+Locks: ACCESS EXCLUSIVE, briefly. On SQLite the table is rebuilt, which blocks writes.
 
 Revision ID: rename_6
 Revises: rename_5
@@ -17,16 +16,16 @@ revision = "rename_6"
 down_revision = "rename_5"
 branch_labels = None
 depends_on = None
-reversible = False  # downgrade() fails where a secret name is missing by then
+reversible = False  # downgrade() fails if a secret name is missing
 squawk_exceptions = {
-    "adding-not-nullable-field": "The constraint that was validated before spares Postgres the look at every row.",
-    "ban-drop-constraint": "NOT NULL says the same.",
-    "ban-drop-not-null": "No release that still runs reads secret names.",
+    "adding-not-nullable-field": "The validated constraint spares Postgres a scan of the table.",
+    "ban-drop-constraint": "NOT NULL replaces it.",
+    "ban-drop-not-null": "No running release reads secret names.",
 }
 
 
 def upgrade() -> None:
-    """Move the promise from the constraint to the column, and from the old column to the new."""
+    """Replace the constraint by NOT NULL, and allow missing secret names."""
     if op.get_context().dialect.name != "sqlite":
         op.alter_column("hero", "alias", existing_type=sa.String(), nullable=False)
         op.drop_constraint(op.f("hero_alias_check"), "hero", type_="check")
@@ -35,7 +34,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Move them back."""
+    """Require secret names, and replace NOT NULL by the constraint."""
     with op.batch_alter_table("hero") as hero:
         hero.alter_column("secret_name", existing_type=sa.String(), nullable=False)
     if op.get_context().dialect.name != "sqlite":

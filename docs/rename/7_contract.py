@@ -1,8 +1,8 @@
-"""Contract: forget the secret names.
+"""Contract: drop the column secret_name.
 
-Why: no release that still runs reads or writes them.
+Why: no running release uses it.
 
-Locks: ACCESS EXCLUSIVE, for a moment. On SQLite writers wait: the table is made anew.
+Locks: ACCESS EXCLUSIVE, briefly. On SQLite the table is rebuilt, which blocks writes.
 
 Revision ID: rename_7
 Revises: rename_6
@@ -16,8 +16,8 @@ revision = "rename_7"
 down_revision = "rename_6"
 branch_labels = None
 depends_on = None
-reversible = False  # downgrade() makes the column again, and nothing in it
-squawk_exceptions = {"ban-drop-column": "The releases that used it are gone: that is what Why, above, has to say."}
+reversible = False  # downgrade() adds an empty column
+squawk_exceptions = {"ban-drop-column": "No running release uses the column: see Why."}
 
 
 def upgrade() -> None:
@@ -27,5 +27,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Make it again, empty."""
+    """Add the column, with empty names."""
     op.add_column("hero", sa.Column("secret_name", sa.String(), nullable=False, server_default=""))

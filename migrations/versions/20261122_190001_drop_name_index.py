@@ -1,8 +1,8 @@
-"""Drop the index of names, which is built anew in another order.
+"""Drop the index on names.
 
-Why: the column's order changes in the next revision. With the index, that would rebuild it while everybody waits.
+Why: the next revision changes the collation of the column, which would rebuild the index under an exclusive lock.
 
-Locks: SHARE UPDATE EXCLUSIVE: nobody who reads or writes waits for it. On SQLite writers wait for a moment.
+Locks: SHARE UPDATE EXCLUSIVE, which blocks no reads and writes. On SQLite it blocks writes briefly.
 
 Revision ID: 0003
 Revises: 0002
@@ -21,10 +21,10 @@ reversible = True
 
 
 def upgrade() -> None:
-    """Drop it while others read."""
+    """Drop the index."""
     online.drop_index(op.f("ix_hero_name"), "hero")
 
 
 def downgrade() -> None:
-    """Build it while others write."""
+    """Create the index."""
     online.create_index(op.f("ix_hero_name"), "hero", ["name"])

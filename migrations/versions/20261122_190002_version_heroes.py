@@ -1,8 +1,8 @@
-"""Count the versions of heroes, and put names in the order of their code points.
+"""Add versions to heroes, and sort names by code point.
 
-Why: the version is the ETag. The order is the same on both databases, whatever the locale of the Postgres database is.
+Why: the version is the ETag. With collation C, names sort as on SQLite, whatever the locale of the Postgres database.
 
-Locks: ACCESS EXCLUSIVE, for a moment: no row is touched. On SQLite writers wait for a moment.
+Locks: ACCESS EXCLUSIVE, briefly: no row is rewritten. On SQLite it blocks writes briefly.
 
 Revision ID: 0004
 Revises: 0003
@@ -16,14 +16,14 @@ revision = "0004"
 down_revision = "0003"
 branch_labels = None
 depends_on = None
-reversible = False  # downgrade() forgets the versions, so ETags count from one again
+reversible = False  # downgrade() drops the versions
 squawk_exceptions = {
-    "changing-column-type": "The type stays: another collation touches no row, and no index has the column."
+    "changing-column-type": "Only the collation changes: no row is rewritten, and no index has the column."
 }
 
 
 def upgrade() -> None:
-    """Add the one, and change the other on Postgres: SQLite has that order."""
+    """Add the column, and change the collation on Postgres: SQLite sorts by code point already."""
     op.add_column("hero", sa.Column("version", sa.BigInteger(), server_default="1", nullable=False))
     if op.get_context().dialect.name != "sqlite":
         op.alter_column(
@@ -32,7 +32,7 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Forget the versions: a client's ETags count from one again, so it may take a hero for the one that it has."""
+    """Drop the versions. They restart at 1, so an old ETag may match a changed hero."""
     if op.get_context().dialect.name != "sqlite":
         op.alter_column(
             "hero", "name", type_=sa.String(collation="default"), existing_type=sa.String(), existing_nullable=False

@@ -1,8 +1,8 @@
-"""Remember what was answered under an Idempotency-Key.
+"""Create the table of idempotency keys.
 
-Why: a request that is sent again is answered as before, instead of being done again.
+Why: it stores the response to a POST with an Idempotency-Key, so that a retry gets the same response and runs nothing.
 
-Locks: none that anybody waits for: the table is new.
+Locks: none that blocks requests: the table is new.
 
 Revision ID: 0006
 Revises: 0005
@@ -16,11 +16,11 @@ revision = "0006"
 down_revision = "0005"
 branch_labels = None
 depends_on = None
-reversible = False  # downgrade() forgets the keys of a day
+reversible = False  # downgrade() drops the stored responses
 
 
 def upgrade() -> None:
-    """Make the table."""
+    """Create the table."""
     op.create_table(
         "idempotency_key",
         sa.Column("scope", sa.String(), nullable=False),
@@ -34,5 +34,5 @@ def upgrade() -> None:
 
 
 def downgrade() -> None:
-    """Drop it, with the keys of a day: a request that is sent again is done again."""
+    """Drop the table. A retried POST runs again."""
     op.drop_table("idempotency_key")

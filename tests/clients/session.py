@@ -9,7 +9,7 @@ from heroes_client.models import Error, Health, HeroCreate, HeroDeleted, HeroPub
 
 
 def main(url: str) -> None:
-    """Create, list, change and remove heroes; every answer is told apart by its type."""
+    """Create, list, update and delete heroes, and distinguish the responses by type."""
     with Client(base_url=url) as client:
         ready = is_ready.sync(client=client)
         assert isinstance(ready, Health)

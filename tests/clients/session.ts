@@ -34,7 +34,7 @@ assert.equal(missing.response.status, 404);
 assert.deepEqual(missing.error, { detail: "Hero not found" });
 
 // What the schema forbids does not compile.
-// @ts-expect-error A name can be changed, but not taken away.
+// @ts-expect-error A name can be changed, but not set to null.
 void ({ name: null } satisfies components["schemas"]["HeroUpdate"]);
 // @ts-expect-error A response has no secret.
 void hero.secret_name;

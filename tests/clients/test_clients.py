@@ -1,4 +1,4 @@
-"""Clients that others generate from the schema compile, and talk with the service: `make clients`, which needs Node."""
+"""Generated clients compile and work with the service: `make clients`, which needs Node."""
 
 import shutil
 import subprocess
@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
-from tests.processes import free_port, server, spell
+from tests.support.processes import free_port, render_url, server
 
 CLIENTS = Path(__file__).parent
 pytestmark = pytest.mark.node
@@ -17,10 +17,10 @@ pytestmark = pytest.mark.node
 
 @pytest.fixture
 def service(sqlite_url: URL) -> Iterator[httpx.Client]:
-    """A server of its own."""
+    """A client for a server of its own."""
     port = free_port()
     with server(
-        "uvicorn", "app.main:app", "--port", str(port), port=port, changes={"DATABASE_URL": spell(sqlite_url)}
+        "uvicorn", "app.main:app", "--port", str(port), port=port, changes={"DATABASE_URL": render_url(sqlite_url)}
     ) as client:
         yield client
 
@@ -33,25 +33,25 @@ def folder(service: httpx.Client, tmp_path: Path) -> Path:
     return tmp_path / "clients"
 
 
-def do(folder: Path, *commands: str) -> None:
+def run_in(folder: Path, *commands: str) -> None:
     for command in commands:
         subprocess.run(command.split(), cwd=folder, check=True)
 
 
-def test_a_typed_python_client(service: httpx.Client, folder: Path) -> None:
-    do(
+def test_a_generated_python_client_passes_its_type_check_and_works(service: httpx.Client, folder: Path) -> None:
+    run_in(
         folder,
         "python3 -m venv .venv",
         ".venv/bin/pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock",
         ".venv/bin/openapi-python-client generate --path openapi.json --meta none --output-path heroes_client",
-        # silent: what the generator's own template leaves open is not ours to mend
+        # silent: the generator's own template does not pass strict checks
         ".venv/bin/mypy --follow-imports silent --disallow-untyped-calls session.py",
         f".venv/bin/python session.py {service.base_url}",
     )
 
 
-def test_openapi_typescript(service: httpx.Client, folder: Path) -> None:
-    do(
+def test_a_generated_typescript_client_passes_its_type_check_and_works(service: httpx.Client, folder: Path) -> None:
+    run_in(
         folder,
         "npm ci --no-audit --no-fund",
         "npx openapi-typescript openapi.json --output schema.d.ts",

@@ -1,0 +1,36 @@
+"""Streaming: responses of any length, sent while they are read."""
+
+from collections.abc import AsyncIterator
+
+from fastapi import Request, Response
+from fastapi.responses import StreamingResponse
+from starlette.middleware.gzip import GZipMiddleware
+from starlette.types import Receive, Scope, Send
+
+
+class JSONLinesResponse(StreamingResponse):
+    """JSON Lines: one object a line, compressed if the client accepts gzip."""
+
+    media_type = "application/jsonl"
+
+    @classmethod
+    async def start(cls, request: Request, chunks: AsyncIterator[str]) -> Response:
+        """Create the response, and read its first chunk.
+
+        An error in the first chunk becomes an error response. A later one truncates the response, so that no client
+        takes a part of it for the whole. HEAD reads nothing.
+        """
+        if request.state.is_head:
+            return cls(iter([""]))  # a chunk that is not the last, so that the headers are those of a stream
+        first = await anext(chunks, "")
+
+        async def all_chunks() -> AsyncIterator[str]:
+            yield first
+            async for chunk in chunks:
+                yield chunk
+
+        return cls(all_chunks())
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response. It is compressed in a thread: a chunk takes longer than other requests should wait."""
+        await GZipMiddleware(super().__call__, compresslevel=6, thread_minimum_size=0)(scope, receive, send)

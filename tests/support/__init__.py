@@ -1,0 +1,1 @@
+"""What the tests share: databases, servers, proxies and requests. It holds no tests."""

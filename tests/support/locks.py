@@ -1,0 +1,37 @@
+"""Hold the lock that every write needs, from another connection."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
+
+from sqlalchemy import URL, Connection, text
+
+from app.database import create_engine
+
+
+def lock_writes(connection: Connection, table: str = "hero") -> None:
+    """Take the lock, and hold it until the transaction ends."""
+    if connection.dialect.name == "postgresql":  # on SQLite the transaction has it: it began as IMMEDIATE
+        connection.execute(text(f"LOCK TABLE {table} IN EXCLUSIVE MODE"))
+
+
+@contextmanager
+def write_lock(url: URL) -> Iterator[None]:
+    """Hold the lock, so that every write blocks until the end of the with statement."""
+    with asyncio.Runner() as runner:
+        stack = AsyncExitStack()
+        runner.run(stack.enter_async_context(async_write_lock(url)))
+        try:
+            yield
+        finally:
+            runner.run(stack.aclose())
+
+
+@asynccontextmanager
+async def async_write_lock(url: URL, table: str = "hero") -> AsyncIterator[None]:
+    """Hold the lock, from within an event loop."""
+    engine = create_engine(url, {})
+    async with engine.begin() as connection:
+        await connection.run_sync(lock_writes, table)
+        yield
+    await engine.dispose()

@@ -1,0 +1,261 @@
+"""Each error of a database becomes the status that tells the client what to do about it."""
+
+import asyncio
+import shutil
+import threading
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import AsyncMock
+
+import httpx
+import pytest
+from fastapi import APIRouter
+from sqlalchemy import URL, Row, text
+from sqlalchemy.exc import DBAPIError, InvalidRequestError
+
+from app.database import create_engine
+from app.db_errors import Refusal, classify
+from app.errors import PROBLEMS
+from app.main import create_app
+from app.schema import Schema
+from app.sessions import SessionDep
+from app.settings import Settings
+from tests.support.alembic_commands import migrate
+from tests.support.app_client import running
+from tests.support.heroes import DEADPOND
+from tests.support.polling import wait_until_async
+from tests.support.processes import TIMEOUT
+from tests.support.sql import execute_autocommit
+
+TABLES = [
+    "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
+    (
+        "CREATE TABLE child (id INTEGER PRIMARY KEY, parent_id INTEGER REFERENCES parent (id),"
+        " name VARCHAR(9) NOT NULL, age INTEGER CHECK (age >= 0), UNIQUE (name))"
+    ),
+    "INSERT INTO parent VALUES (1), (2)",
+    "INSERT INTO child VALUES (1, 1, 'taken', 1)",
+]
+
+router = APIRouter(prefix="/statements")
+
+
+@router.post("/")
+async def run_statements(statements: Sequence[str], session: SessionDep) -> list[Any]:
+    """Run plain SQL in one transaction, and return the first row of the last statement."""
+    async with session.begin():
+        connection = await session.connection()
+        for statement in statements:
+            result = await connection.execute(text(statement))
+    row: Row[Any] | None = result.first() if result.returns_rows else None
+    return list(row or ())
+
+
+@asynccontextmanager
+async def serving(url: URL, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
+    """Create the tables, run the app with one more operation that executes statements, and yield a client for it."""
+    engine = create_engine(url, {})
+    async with engine.begin() as connection:
+        for table in TABLES:
+            await connection.execute(text(table))
+    await engine.dispose()
+    app = create_app(Settings(database_url=url, **settings))
+    app.include_router(router)
+    async with running(app) as client:
+        yield client
+
+
+async def status(client: httpx.AsyncClient, *statements: str) -> int:
+    response = await client.post("/statements/", json=statements)
+    if response.status_code != 200:
+        assert isinstance(response.json()["detail"], str)
+        assert response.headers.get("Retry-After") == ("1" if response.status_code == 503 else None)
+    return response.status_code
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("INSERT INTO child (id, name) VALUES (2, 'taken')", 409),
+        ("INSERT INTO child (id, name) VALUES (1, 'other')", 409),
+        ("INSERT INTO child (id, name, parent_id) VALUES (2, 'other', 99)", 409),
+        ("DELETE FROM parent", 409),
+        ("INSERT INTO child (id, name) VALUES (2, NULL)", 422),
+        ("INSERT INTO child (id, name, age) VALUES (2, 'other', -1)", 422),
+        ("SELECT * FROM nowhere", 500),
+        ("nonsense", 500),
+    ],
+)
+async def test_a_failed_statement_rolls_its_transaction_back(url: URL, statement: str, expected: int) -> None:
+    async with serving(url) as client:
+        assert await status(client, "INSERT INTO child (id, name) VALUES (7, 'kept')") == 200
+        assert await status(client, "INSERT INTO child (id, name) VALUES (8, 'lost')", statement) == expected
+        counted = await client.post("/statements/", json=["SELECT count(*) FROM child"])
+        assert counted.json() == [2]
+
+
+async def test_a_file_that_another_process_writes_to_is_503(sqlite_url: URL) -> None:
+    writer = create_engine(sqlite_url, {})
+    async with serving(sqlite_url, lock_timeout=0.1) as client:
+        async with writer.begin():
+            assert await status(client, "INSERT INTO parent VALUES (3)") == 503
+        assert await status(client, "INSERT INTO parent VALUES (3)") == 200
+    await writer.dispose()
+
+
+@pytest.mark.parametrize(
+    ("statements", "expected"),
+    [
+        (["PRAGMA query_only = 1", "INSERT INTO parent VALUES (3)"], 503),
+        (["PRAGMA max_page_count = 1", "INSERT INTO hero (name, secret_name) VALUES (hex(zeroblob(99999)), 'x')"], 503),
+        (["SELECT zeroblob(2000000000)"], 422),
+    ],
+)
+async def test_an_error_of_sqlite_gets_its_status(sqlite_url: URL, statements: list[str], expected: int) -> None:
+    async with serving(sqlite_url) as client:
+        assert await status(client, *statements) == expected
+
+
+async def test_a_folder_that_is_gone_is_503(tmp_path: Path) -> None:
+    (tmp_path / "data").mkdir()
+    url = URL.create("sqlite+aiosqlite", database=str(tmp_path / "data/database.db"))
+    await asyncio.to_thread(migrate, url)
+    async with running(create_app(Settings(database_url=url))) as client:
+        shutil.rmtree(tmp_path / "data")
+        assert (await client.get("/heroes/")).status_code == 503
+    # The driver's thread tells the loop that it has given the connection up, so the loop must last as long.
+    for thread in threading.enumerate():
+        if "_connection_worker_thread" in thread.name:
+            await asyncio.to_thread(thread.join, TIMEOUT)
+
+
+@pytest.mark.parametrize(
+    ("name", "code"), [("sqlstate", "08006"), ("sqlstate", "28P01"), ("sqlite_errorname", "SQLITE_IOERR_WRITE")]
+)
+def test_a_code_that_no_test_provokes_is_unavailable(name: str, code: str) -> None:
+    orig = Exception()
+    setattr(orig, name, code)
+    assert classify(DBAPIError("SELECT 1", None, orig)) is Refusal.UNAVAILABLE
+
+
+@pytest.mark.parametrize(
+    ("statement", "expected"),
+    [
+        ("SELECT pg_sleep(9)", 503),
+        ("SELECT pg_terminate_backend(pg_backend_pid())", 503),
+        ("INSERT INTO child (id, name) VALUES (3000000000, 'x')", 422),
+        ("INSERT INTO child (id, name) VALUES (2, 'longer than nine')", 422),
+        ("SELECT chr(0)", 422),
+        ("SELECT 1 LIMIT -1", 422),
+        ("DO $$ BEGIN RAISE EXCEPTION 'no'; END $$", 500),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '40001'; END $$", 503),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '53300'; END $$", 503),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '54000'; END $$", 422),
+        ("DO $$ BEGIN RAISE EXCEPTION USING ERRCODE = '57P03'; END $$", 503),
+    ],
+)
+async def test_an_error_of_postgres_gets_its_status(postgres_url: URL, statement: str, expected: int) -> None:
+    async with serving(postgres_url, statement_timeout=0.5) as client:
+        assert await status(client, statement) == expected
+        assert await status(client, "SELECT 1") == 200
+
+
+async def test_a_row_that_another_transaction_locks_is_503(postgres_url: URL) -> None:
+    holder = create_engine(postgres_url, {})
+    async with serving(postgres_url, lock_timeout=0.1) as client:
+        async with holder.begin() as connection:
+            await connection.execute(text("SELECT * FROM parent FOR UPDATE"))
+            assert await status(client, "DELETE FROM parent WHERE id = 2") == 503
+        assert await status(client, "DELETE FROM parent WHERE id = 2") == 200
+    await holder.dispose()
+
+
+async def test_one_of_two_transactions_in_a_deadlock_is_503(postgres_url: URL) -> None:
+    """Each locks its first row, waits until the other has done so too, and then asks for the row of the other."""
+    wait_for_the_other = """
+        DO $$ BEGIN
+            WHILE (
+                SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = pg_locks.database
+                WHERE locktype = 'advisory' AND datname = current_database()
+            ) < 2 LOOP
+                PERFORM pg_sleep(0.01);
+            END LOOP;
+        END $$
+    """
+
+    def crossing(first: int, second: int) -> list[str]:
+        lock = "SELECT * FROM parent WHERE id = {} FOR UPDATE"
+        announce = f"SELECT pg_advisory_xact_lock({first})"
+        return [lock.format(first), announce, wait_for_the_other, lock.format(second)]
+
+    async with serving(postgres_url) as client:
+        statuses = await asyncio.gather(status(client, *crossing(1, 2)), status(client, *crossing(2, 1)))
+        assert sorted(statuses) == [200, 503]
+
+
+async def test_a_connection_that_the_server_closes_is_503(postgres_url: URL, postgres: URL) -> None:
+    async with serving(postgres_url, pool_size=1) as client:
+        pid = (await client.post("/statements/", json=["SELECT pg_backend_pid()"])).json()[0]
+        at_work = asyncio.create_task(status(client, "SELECT pg_sleep(20)"))
+        is_at_work = f"SELECT true FROM pg_stat_activity WHERE pid = {pid} AND query = 'SELECT pg_sleep(20)'"
+        await wait_until_async(lambda: asyncio.to_thread(execute_autocommit, postgres, is_at_work))
+        await asyncio.to_thread(execute_autocommit, postgres, f"SELECT pg_terminate_backend({pid}, 5000)")
+        assert await at_work == 503
+        assert await status(client, "SELECT 1") == 200
+
+
+async def test_a_read_only_server_is_503(postgres_url: URL) -> None:
+    async with serving(postgres_url) as client:
+        assert await status(client, "SET TRANSACTION READ ONLY", "DELETE FROM child") == 503
+
+
+async def test_a_prepared_statement_that_a_migration_invalidates_is_503_at_most_once(postgres_url: URL) -> None:
+    engine = create_engine(postgres_url, {})
+    async with serving(postgres_url, pool_size=1) as client:
+        assert await status(client, "SELECT * FROM child") == 200
+        async with engine.begin() as connection:
+            await connection.execute(text("ALTER TABLE child ALTER COLUMN name TYPE text"))
+        assert await status(client, "SELECT * FROM child") == 503
+        assert await status(client, "SELECT * FROM child") == 200
+    await engine.dispose()
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"database": "nowhere"},
+        {"username": "nobody"},
+        {"host": "127.0.0.1", "port": 9, "query": {}},
+    ],
+)
+async def test_a_server_that_can_not_be_connected_to_is_503(postgres_url: URL, wrong: dict[str, Any]) -> None:
+    await assert_unavailable(postgres_url.set(**wrong))
+
+
+async def test_a_server_without_the_required_session_attributes_is_503(postgres_url: URL) -> None:
+    await assert_unavailable(postgres_url.update_query_dict({"target_session_attrs": "standby"}))
+
+
+async def assert_unavailable(url: URL) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Schema, "require", AsyncMock())  # as if the schema had been current a moment ago
+        async with running(create_app(Settings(database_url=url))) as client:
+            response = await client.get("/heroes/")
+    assert (response.status_code, response.json()) == (503, {"detail": PROBLEMS[503][1]})
+
+
+@pytest.mark.parametrize("value", [2**40, 10**30, DEADPOND["secret_name"]])
+async def test_a_value_that_the_driver_can_not_encode_is_invalid(postgres_url: URL, value: object) -> None:
+    engine = create_engine(postgres_url, {})
+    async with engine.connect() as connection:
+        with pytest.raises(DBAPIError) as refusal:
+            await connection.execute(text("SELECT CAST(:value AS INTEGER)"), {"value": value})
+    await engine.dispose()
+    assert classify(refusal.value) is Refusal.INVALID
+
+
+def test_an_error_that_is_not_of_the_database_is_no_refusal() -> None:
+    assert classify(ValueError()) is None
+    assert classify(InvalidRequestError()) is None

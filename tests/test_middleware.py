@@ -1,0 +1,175 @@
+"""Every request gets an id, HEAD is GET without the body, and an unhandled error is logged and answered once."""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, closing
+from http.client import HTTPResponse
+from pathlib import Path
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import APIRouter, FastAPI
+from fastapi.responses import StreamingResponse
+from sqlalchemy import URL
+
+from app.heroes.models import HeroPublic
+from tests.support.app_client import running
+from tests.support.heroes import DEADPOND
+from tests.support.processes import free_port
+from tests.support.raw_http import connections, get_heroes, request_head
+from tests.support.service import running_service
+
+SECRET = DEADPOND["secret_name"]
+PROBLEM = "application/problem+json"
+
+router = APIRouter(prefix="/failing")
+
+
+@router.get("/now")
+async def fail_now() -> None:
+    raise RuntimeError("No such row.")
+
+
+@router.get("/with-a-cause")
+async def fail_with_a_cause() -> None:
+    raise RuntimeError("No such row.") from KeyError("a cause")
+
+
+@router.get("/response", response_model=HeroPublic)
+async def fail_to_respond() -> dict[str, str]:
+    return {"secret_name": SECRET}
+
+
+@router.get("/named/{name}")
+async def fail_for_a_name(name: str) -> None:
+    raise RuntimeError(f"No such row: {len(name)}.")
+
+
+@router.get("/half-way")
+async def fail_half_way() -> StreamingResponse:
+    async def halves() -> AsyncIterator[bytes]:
+        yield b"half"
+        raise RuntimeError("No second half.")
+
+    return StreamingResponse(halves())
+
+
+@pytest.fixture
+def failing(app: FastAPI) -> FastAPI:
+    """The app, with operations that fail."""
+    app.include_router(router)
+    return app
+
+
+@asynccontextmanager
+async def listening(app: FastAPI) -> AsyncIterator[int]:
+    """Serve the app on a port, in this process, so that its log can be read."""
+    server = uvicorn.Server(uvicorn.Config(app, port=(port := free_port()), log_config=None))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    yield port
+    server.should_exit = True
+    await serving
+
+
+@asynccontextmanager
+async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyncio.StreamWriter]]:
+    """Connect to a port."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    yield reader, writer
+    writer.close()
+    await writer.wait_closed()
+
+
+class TestRequestID:
+    @pytest.mark.parametrize("sane", ["1", "0123-abc", "a" * 128, "urn:uuid:1/2~3.4_5+6=7"])
+    async def test_a_sane_id_of_the_client_is_returned(self, client: httpx.AsyncClient, sane: str) -> None:
+        for path in ("/heroes/", "/heroes/1", "/nowhere", "/livez"):
+            assert (await client.get(path, headers={"X-Request-ID": sane})).headers["X-Request-ID"] == sane
+
+    @pytest.mark.parametrize("odd", ["", " ", "a b", "a" * 129, 'a"b', "<script>", "a;b", "\x7f"])
+    async def test_any_other_id_is_replaced_by_a_new_one(self, client: httpx.AsyncClient, odd: str) -> None:
+        first = (await client.get("/heroes/", headers={"X-Request-ID": odd})).headers["X-Request-ID"]
+        second = (await client.get("/heroes/", headers={"X-Request-ID": odd})).headers["X-Request-ID"]
+        assert odd not in {first, second}
+        assert len({first, second}) == 2
+
+    async def test_each_request_without_an_id_gets_its_own(self, client: httpx.AsyncClient) -> None:
+        ids = {(await client.get("/livez")).headers["X-Request-ID"] for _ in range(100)}
+        assert len(ids) == 100
+
+
+class TestHead:
+    @pytest.mark.parametrize(
+        "path", ["/heroes/", "/heroes/1", "/heroes/9", "/heroes/x", "/heroes/export", "/livez", "/readyz", "/docs", "/"]
+    )
+    async def test_head_is_get_without_the_body(self, client: httpx.AsyncClient, path: str) -> None:
+        await client.post("/heroes/", json=DEADPOND)
+        headers = {"X-Request-ID": "x"}
+        got, head = await client.get(path, headers=headers), await client.head(path, headers=headers)
+        assert (head.status_code, head.headers, head.content) == (got.status_code, got.headers, b"")
+
+    def test_a_connection_stays_usable_after_a_head(self, url: URL, tmp_path: Path) -> None:
+        with running_service(url, tmp_path / "log") as service, connections(service.port, 1) as (connection,):
+            for _ in range(3):
+                connection.sendall(request_head("HEAD /heroes/export"))
+                with closing(HTTPResponse(connection, method="HEAD")) as response:
+                    response.begin()
+                    assert (response.status, response.read()) == (200, b"")
+                assert get_heroes(connection) == 200
+
+
+class TestUnhandledError:
+    @pytest.mark.parametrize(
+        ("path", "logged"),
+        [
+            ("/failing/now", "RuntimeError: No such row."),
+            ("/failing/with-a-cause", "RuntimeError: No such row.\n  caused by KeyError: 'a cause'"),
+            ("/failing/response", "ResponseValidationError: response.name: Field required"),
+            (f"/failing/named/{SECRET}", "RuntimeError: No such row: 11."),
+        ],
+    )
+    async def test_it_is_500_in_both_forms_and_logged_once_with_its_message_and_traceback(
+        self, failing: FastAPI, caplog: pytest.LogCaptureFixture, path: str, logged: str
+    ) -> None:
+        async with running(failing) as client:
+            caplog.clear()
+            plain = await client.get(path, headers={"X-Request-ID": "first"})
+            problem = await client.get(path, headers={"X-Request-ID": "second", "Accept": PROBLEM})
+        assert (plain.status_code, plain.json()) == (500, {"detail": "An unexpected error."})
+        assert (problem.status_code, problem.json()["type"]) == (500, "urn:problem-type:unexpected")
+        for response, request_id in [(plain, "first"), (problem, "second")]:
+            assert response.headers["X-Request-ID"] == request_id
+            (record,) = [record for record in caplog.records if request_id in record.getMessage()]
+            assert record.getMessage().startswith("GET /failing/")
+            assert f"{request_id}: unhandled {logged}" in record.getMessage()
+            assert "line " in record.getMessage()
+        assert len(caplog.records) == 2
+        assert SECRET not in caplog.text
+        assert "No such row" not in plain.text + problem.text
+
+    async def test_the_same_connection_serves_the_next_request(
+        self, failing: FastAPI, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with listening(failing) as port, connected(port) as (reader, writer):
+            for path, status in [("/failing/now", 500), ("/heroes/", 200), ("/failing/now", 500), ("/livez", 200)]:
+                writer.write(f"GET {path} HTTP/1.1\r\nHost: heroes.test\r\n\r\n".encode())
+                head = (await reader.readuntil(b"\r\n\r\n")).decode()
+                assert head.startswith(f"HTTP/1.1 {status} ")
+                length = re.search(r"content-length: (\d+)", head)
+                assert length
+                await reader.readexactly(int(length[1]))
+        assert caplog.text.count("RuntimeError: No such row.") == 2  # uvicorn does not log it again
+
+    async def test_one_after_the_start_of_the_response_truncates_it(
+        self, failing: FastAPI, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with listening(failing) as port, connected(port) as (reader, writer):
+            writer.write(b"GET /failing/half-way HTTP/1.1\r\nHost: heroes.test\r\n\r\n")
+            received = await reader.read()
+        assert b"half" in received
+        assert not received.endswith(b"0\r\n\r\n")
+        assert caplog.text.count("RuntimeError: No second half.") == 1
