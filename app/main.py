@@ -74,7 +74,8 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     openapi.install(app)
     answer_both_spellings(app)
-    if settings.cors_origins:
+    app.add_middleware(RequestMiddleware)
+    if settings.cors_origins:  # outside of it, so that a page can read an unexpected error too
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
@@ -82,7 +83,7 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=REQUEST_HEADERS,
             expose_headers=RESPONSE_HEADERS,
         )
-    app.add_middleware(RequestMiddleware)
+    # The routes of the documentation come last: each costs every other request some 3 µs to be matched with.
     documentation = app.router.routes.copy()
     app.include_router(heroes.router)
     app.include_router(health.router)

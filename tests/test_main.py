@@ -56,3 +56,16 @@ class TestCORS:
                 response = await client.get(path, headers=self.ORIGIN)
                 assert response.headers["Access-Control-Allow-Origin"] == "https://heroes.example"
                 assert response.headers["X-Request-ID"]
+
+    async def test_an_unexpected_error_has_its_headers(self, url: URL) -> None:
+        app = create_app(Settings(database_url=url, cors_origins=("https://heroes.example",)))
+
+        @app.get("/fail")
+        async def fail() -> None:
+            raise LookupError
+
+        async with running(app) as client:
+            response = await client.get("/fail", headers={"Origin": "https://heroes.example"})
+        assert response.status_code == 500
+        assert response.headers["Access-Control-Allow-Origin"] == "https://heroes.example"
+        assert response.headers["X-Request-ID"]

@@ -30,10 +30,12 @@ async def open_pool(
     """Yield a pool of connections that write."""
     async with Database(url, lock_timeout=5, statement_timeout=30, sqlite_synchronous="NORMAL") as database:
         pool = ConnectionPool(database.writes, size=size, queue_size=queue_size, queue_timeout=queue_timeout)
-        async with asyncio.timeout(TIMEOUT):
-            yield pool
-        async with asyncio.timeout(TIMEOUT):
-            await pool.close()
+        try:
+            async with asyncio.timeout(TIMEOUT):
+                yield pool
+        finally:
+            async with asyncio.timeout(TIMEOUT):
+                await pool.close()
 
 
 @asynccontextmanager
@@ -127,12 +129,16 @@ class TestQueue:
 
     async def test_as_many_connections_are_in_use_as_the_pool_has_slots_and_no_more(self, url: URL) -> None:
         in_use, most = 0, 0
+        all_in_use = asyncio.Event()
 
         async def use() -> None:
             nonlocal in_use, most
             async with acquired(pool) as pooled:
                 in_use += 1
                 most = max(most, in_use)
+                if in_use == 3:
+                    all_in_use.set()
+                await all_in_use.wait()
                 await execute(pooled, "SELECT 1")
                 in_use -= 1
 
