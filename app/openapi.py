@@ -45,7 +45,7 @@ def response_headers(*names: str, status: int = 200, **described: str) -> Respon
 def request_headers(**described: tuple[str, str]) -> dict[str, Any]:
     """Declare headers that a handler reads from its request: a description and an example for each name.
 
-    A `Header` parameter would declare them too, and costs 8 to 28 µs a request.
+    A `Header` parameter would declare them too, and costs 7 to 28 µs a request.
     """
     return {
         "parameters": [

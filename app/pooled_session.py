@@ -156,7 +156,7 @@ class RequestSession(AsyncSession):
         """Execute a statement. In AUTOCOMMIT one of tables and columns takes a shortcut past the session's transaction.
 
         There is no transaction in the database that the session could follow, and no object for it to track: so the
-        statement runs on a connection that is held for its time alone. It saves 85 µs of 190.
+        statement runs on a connection that is held for its time alone. It saves a request some 45 µs.
         """
         session = self.sync_session
         if not session.autocommit or session.in_transaction() or options or not is_core(statement):

@@ -38,7 +38,7 @@ def test_migrations_log_in_the_format_of_the_service(empty_url: URL) -> None:
 
 
 def test_a_migration_leaves_the_loggers_of_its_process_unchanged(empty_url: URL) -> None:
-    other = logging.getLogger("another.library")
+    other = logging.getLogger("another_library")
     other.setLevel(logging.DEBUG)
     handlers, level = list(logging.root.handlers), logging.root.level
     migrate(empty_url)
