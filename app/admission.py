@@ -7,8 +7,8 @@ from starlette.types import Receive, Scope, Send
 class AdmissionRoute(APIRoute):
     """A route that refuses a request before its body is read, while too many requests wait for a connection.
 
-    On any other route a session refuses it too, but behind the decoding of the body: for `APIRouter(route_class=…)` of
-    operations that all take a session.
+    On any other route the first statement of a session refuses it, behind the validation of the request. This is for
+    `APIRouter(route_class=…)` of operations that all take a session.
     """
 
     async def handle(self, scope: Scope, receive: Receive, send: Send) -> None:

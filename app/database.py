@@ -52,11 +52,11 @@ class Database:
                 "statement_timeout": int(statement_timeout * 1000),
             }
         # Their connections are kept open by a `ConnectionPool`.
-        self.writes = create_engine(url, writing, poolclass=NullPool)
+        self.writes = build_engine(url, writing, poolclass=NullPool)
         self.reads = self.writes
         if is_sqlite(url):
-            self.reads = create_engine(url, reading, poolclass=NullPool)
-        self.probes = create_engine(url, reading, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
+            self.reads = build_engine(url, reading, poolclass=NullPool)
+        self.probes = build_engine(url, reading, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
 
     async def __aenter__(self) -> Self:
         """Enter the block."""
@@ -79,7 +79,7 @@ def in_transaction(driver: Any) -> bool:
     return bool(driver.in_transaction if isinstance(driver, SQLiteConnection) else driver.is_in_transaction())
 
 
-def create_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
+def build_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
     """Build an engine whose every connection starts with the settings in `session`.
 
     Args:

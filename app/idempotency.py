@@ -79,6 +79,7 @@ IdempotencyKey = Annotated[
     AfterValidator(lambda key: unquote(key) if key is not None else None),
 ]
 
+# Parameters do not have the names of columns, which `update` would SET.
 RECORDS: Any = SQLModel.metadata.tables["idempotency_key"]
 IS_THE_KEY = (RECORDS.c.scope == bindparam("of_scope")) & (RECORDS.c.key == bindparam("of_key"))
 

@@ -37,9 +37,9 @@ Start = Literal["first", "offset", "value", "null"]  # what a page starts after:
 
 
 class Page(NamedTuple):
-    """A page of a list: its rows as JSON, and the position where it ends, if there are more."""
+    """A page of a list: its rows as JSON, one on each line, and the position where it ends, if there are more."""
 
-    rows: list[str]
+    lines: str
     end: Position | None
 
 
@@ -115,14 +115,12 @@ class KeysetPaginator:
             start = "offset" if after else "first"
             parameters |= {"_offset": after, "_reach": min(after + limit + 1, INT64)}
         statement = self._page(sort, tuple(filters), start, session.get_bind().dialect.name)
-        result = (await session.exec(statement, params=parameters)).all()
+        result = await session.exec(statement, params=parameters)
         if self._by_database:
-            (text,) = result
-            rows = text.split("\n") if text else []
-        else:
-            rows = result
-        end = self._position(rows[limit - 1], sort) if len(rows) > limit > 0 else None
-        return Page(rows[:limit] if self._by_database else [self._dump(row) for row in rows[:limit]], end)
+            return self._cut(result.one() or "", sort, limit)
+        rows = result.all()
+        lines = "\n".join(self._dump(row) for row in rows[:limit])
+        return Page(lines, Position(*rows[limit - 1][-2:]) if len(rows) > limit > 0 else None)
 
     async def count(self, session: AsyncSession, filters: Mapping[str, Any]) -> int:
         """Count the rows of a list."""
@@ -141,7 +139,7 @@ class KeysetPaginator:
         while after is not None:
             async with sessionmaker() as session:
                 page = await self.read(session, "id", filters, CHUNK, after)
-            yield "".join(f"{row}\n" for row in page.rows)
+            yield f"{page.lines}\n" if page.lines else ""
             after = page.end
 
     def _sort_column(self, sort: str) -> Column[Any]:
@@ -150,11 +148,14 @@ class KeysetPaginator:
             raise TypeError(f"a list can't be sorted by {name}: it is none of its columns")
         return self.columns[name]
 
-    def _position(self, row: Any, sort: str) -> Position:
-        if self._by_database:
-            values = json.loads(row)
-            return Position(values[sort.removeprefix("-")], values["id"])
-        return Position(*row[-2:])
+    def _cut(self, lines: str, sort: str, limit: int) -> Page:
+        if lines.count("\n") < limit or not lines:
+            return Page(lines, None)
+        lines, _, _ = lines.rpartition("\n")  # the row behind the page
+        if not limit:
+            return Page(lines, None)
+        values = json.loads(lines.rpartition("\n")[2])
+        return Page(lines, Position(values[sort.removeprefix("-")], values["id"]))
 
     def _dump(self, row: Sequence[Any]) -> str:
         values = dict(zip(self.columns, row, strict=False))  # the position is behind them

@@ -52,13 +52,25 @@ def describe_error(error: BaseException) -> str:
 
 
 def describe_with_traceback(error: BaseException) -> str:
-    """Describe an error, what caused it, and where it was raised."""
-    lines, seen, cause = [describe_error(error)], {error}, cause_of(error)
-    while cause is not None and cause not in seen:
-        lines.append(f"  caused by {describe_error(cause)}")
-        seen.add(cause)
-        cause = cause_of(cause)
-    return "\n".join([*lines, "".join(format_tb(error.__traceback__))])
+    """Describe an error, what caused it and what is in its group, and then where each of them was raised."""
+    descriptions: list[str] = []
+    tracebacks: list[str] = []
+    seen: set[int] = set()
+
+    def add(prefix: str, found: BaseException) -> None:
+        if id(found) in seen:
+            return
+        seen.add(id(found))
+        descriptions.append(prefix + describe_error(found))
+        tracebacks.append("".join(format_tb(found.__traceback__)))
+        if isinstance(found, BaseExceptionGroup):
+            for each in found.exceptions:
+                add("  with ", each)
+        if (cause := cause_of(found)) is not None:
+            add("  caused by ", cause)
+
+    add("", error)
+    return "\n".join([*descriptions, "".join(tracebacks)])
 
 
 def cause_of(error: BaseException) -> BaseException | None:

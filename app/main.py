@@ -1,5 +1,6 @@
 """The service: its resources, and what they are built on."""
 
+import gc
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,10 @@ from app.trailing_slash import answer_both_spellings
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST")
 REQUEST_HEADERS = ("Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID")
 RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
+
+# New objects before the garbage collector looks at them; Python's default is 700. A request leaves no reference cycles,
+# but while many wait, their objects are traversed again and again: a tenth of the CPU with 64 clients.
+GC_THRESHOLD = 50_000
 
 ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
 
@@ -64,8 +69,9 @@ def create_app(settings: Settings) -> FastAPI:
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.install()
+        gc.set_threshold(GC_THRESHOLD)
         async with open_sessionmaker(settings) as sessionmaker:
-            await sessionmaker.schema.look()  # so that the log says at once what is missing
+            await sessionmaker.schema.refresh()  # so that the log says at once what is missing
             app.state.sessionmaker = sessionmaker
             yield
             del app.state.sessionmaker

@@ -115,11 +115,11 @@ class ConnectionPool:
         self._in_use.add(pooled)
         return pooled
 
-    async def acquire(self, *, patient: bool = False) -> PooledConnection:
+    async def acquire(self, *, unbounded: bool = False) -> PooledConnection:
         """Acquire a connection, in the order of arrival. It is to be given back by `release`.
 
         Args:
-            patient: wait for as long as it takes, whatever the length of the queue.
+            unbounded: wait for as long as it takes, whatever the length of the queue is.
 
         Raises:
             PoolUnavailableError: too many wait already, or this one has waited for too long, or the pool is closed.
@@ -130,9 +130,9 @@ class ConnectionPool:
             await self._schema.require()
         if self._closed:
             raise PoolUnavailableError("The service is shutting down.")
-        if not patient:
+        if not unbounded:
             self.check_queue()
-        await self._take_slot(None if patient else self._queue_timeout)
+        await self._take_slot(unbounded=unbounded)
         try:
             pooled = await self._connect()
         except BaseException:
@@ -170,20 +170,20 @@ class ConnectionPool:
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 for _ in range(self._size):
-                    await self._take_slot(None)
+                    await self._take_slot(unbounded=True)
         for waiter in [*self._queue]:
             self._expire(waiter)
         for pooled in [*self._in_use, *self._idle]:
             await _close(pooled)
         self._idle.clear()
 
-    async def _take_slot(self, patience: float | None) -> None:
+    async def _take_slot(self, *, unbounded: bool) -> None:
         if self.free:
             self.free -= 1
             return
         waiter = Waiter()
-        if patience is not None:
-            waiter.timer = asyncio.get_running_loop().call_later(patience, self._expire, waiter)
+        if not unbounded:
+            waiter.timer = asyncio.get_running_loop().call_later(self._queue_timeout, self._expire, waiter)
         self._queue.append(waiter)
         try:
             await waiter.future

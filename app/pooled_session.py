@@ -45,7 +45,7 @@ class PooledSession(Session):
         *,
         autocommit: bool,
         read: bool,
-        patient: bool,
+        unbounded: bool,
         **options: Any,
     ) -> None:
         super().__init__(**options)
@@ -53,7 +53,7 @@ class PooledSession(Session):
         self.autocommit = autocommit
         self.read = read
         self.pooled: PooledConnection | None = None
-        self._patient = patient
+        self._unbounded = unbounded
         self._ended = False
 
     def get_bind(self, *_: Any, **__: Any) -> Connection:
@@ -98,7 +98,7 @@ class PooledSession(Session):
             InvalidRequestError: the session has ended meanwhile.
         """
         pool = self.pool
-        pooled = await pool.acquire(patient=self._patient)
+        pooled = await pool.acquire(unbounded=self._unbounded)
         if self._ended:
             pool.release(pooled)
             raise InvalidRequestError(ENDED)
@@ -130,13 +130,17 @@ def release_connection(session: PooledSession, transaction: SessionTransaction) 
 
 
 class RequestSession(AsyncSession):
-    """The session of a request, shared by its dependencies and its handler."""
+    """The session of a request, shared by its dependencies and its handler.
+
+    Attributes:
+        dependencies: how many have taken it and not left it yet.
+    """
 
     sync_session_class = PooledSession
     sync_session: PooledSession
-    holders = 0
+    dependencies = 0
 
-    def widen(self, pool: ConnectionPool, *, autocommit: bool) -> None:
+    def allow_writes(self, pool: ConnectionPool, *, autocommit: bool) -> None:
         """Let a session that was taken for reading write too, and keep the objects that it has read.
 
         Raises:

@@ -34,8 +34,8 @@ class Schema:
         self._engine = engine
         self.is_current = False
         self._problem: str | None = None
-        self._looking: asyncio.Task[None] | None = None
-        self._looked_at = float("-inf")
+        self._refreshing: asyncio.Task[None] | None = None
+        self._refreshed_at = float("-inf")
 
     async def __aenter__(self) -> Self:
         """Return the schema, for the length of a block."""
@@ -43,8 +43,8 @@ class Schema:
 
     async def __aexit__(self, *_: object) -> None:
         """Wait for a check that is running."""
-        if self._looking is not None:
-            await self._looking
+        if self._refreshing is not None:
+            await self._refreshing
 
     async def require(self) -> None:
         """Raise if the database is behind this release.
@@ -56,8 +56,8 @@ class Schema:
         """
         if self.is_current:
             return
-        if time.monotonic() - self._looked_at >= INTERVAL:
-            await self.look()
+        if time.monotonic() - self._refreshed_at >= INTERVAL:
+            await self.refresh()
         if not self.is_current:
             raise SchemaUnavailableError(self._problem)
 
@@ -67,17 +67,17 @@ class Schema:
         Raises:
             SchemaUnavailableError: it does not answer within `TIME_LIMIT`, has no schema, or is behind this release.
         """
-        await self.look()
+        await self.refresh()
         if self._problem:
             raise SchemaUnavailableError(self._problem)
 
-    async def look(self) -> None:
+    async def refresh(self) -> None:
         """Check the database once for all concurrent callers. Cancelling one caller does not cancel the others."""
-        if self._looking is None or self._looking.done():
-            self._looking = asyncio.create_task(self._ask())
-        await asyncio.shield(self._looking)
+        if self._refreshing is None or self._refreshing.done():
+            self._refreshing = asyncio.create_task(self._read())
+        await asyncio.shield(self._refreshing)
 
-    async def _ask(self) -> None:
+    async def _read(self) -> None:
         problem, cause = None, ""
         try:
             async with asyncio.timeout(TIME_LIMIT), self._engine.connect() as connection:
@@ -94,9 +94,9 @@ class Schema:
                     f" {self.needs}: run 'alembic upgrade head'."
                 )
         if problem != self._problem:
-            log.warning("%s%s", problem or "The database is ready.", cause)
+            log.log(logging.WARNING if problem else logging.INFO, "%s%s", problem or "The database is ready.", cause)
         self._problem = problem
-        self._looked_at = time.monotonic()
+        self._refreshed_at = time.monotonic()
 
 
 def read_revisions(connection: Connection) -> frozenset[str]:

@@ -80,7 +80,7 @@ class SessionMaker:
         @asynccontextmanager
         async def open_session() -> AsyncIterator[AsyncSession]:
             nonlocal begun
-            session = self.create(self._streams, autocommit=True, read=True, patient=begun)
+            session = self.create(self._streams, autocommit=True, read=True, unbounded=begun)
             begun = True
             try:
                 yield session
@@ -90,14 +90,14 @@ class SessionMaker:
         return open_session
 
     def create(
-        self, pool: ConnectionPool, *, autocommit: bool, read: bool = False, patient: bool = False
+        self, pool: ConnectionPool, *, autocommit: bool, read: bool = False, unbounded: bool = False
     ) -> RequestSession:
         """Create a session that whoever asks for it has to finish."""
         return RequestSession(
             pool=pool,
             autocommit=autocommit,
             read=read,
-            patient=patient,
+            unbounded=unbounded,
             expire_on_commit=False,
         )
 
@@ -149,18 +149,17 @@ def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = 
     session: RequestSession | None = connection.scope.get(REQUEST_SESSION)
     pool = sessionmaker.reads if read else sessionmaker.writes
     if session is None:
-        pool.check_queue()
         session = sessionmaker.create(pool, autocommit=autocommit, read=read)
         connection.scope[REQUEST_SESSION] = session
     elif not read:
-        session.widen(pool, autocommit=autocommit)
-    session.holders += 1
+        session.allow_writes(pool, autocommit=autocommit)
+    session.dependencies += 1
     return session
 
 
 async def _leave_session(connection: HTTPConnection, session: RequestSession) -> None:
-    session.holders -= 1
-    if not session.holders:
+    session.dependencies -= 1
+    if not session.dependencies:
         del connection.scope[REQUEST_SESSION]
         await session.finish()
 

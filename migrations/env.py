@@ -12,7 +12,7 @@ from sqlmodel import SQLModel
 
 import app.main  # noqa: F401 - registers the models in SQLModel.metadata
 from app import logs
-from app.database import create_engine
+from app.database import build_engine
 from app.settings import Settings
 from app.urls import is_sqlite
 from migrations import autogenerate
@@ -132,7 +132,7 @@ async def run_async_migrations() -> None:
     """Create an engine and run the migrations on one connection."""
     # On SQLite, the migration lock begins and commits the transaction.
     options = {"isolation_level": "AUTOCOMMIT"} if SQLITE else {}
-    engine = create_engine(URL, SESSION, poolclass=NullPool, **options)
+    engine = build_engine(URL, SESSION, poolclass=NullPool, **options)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(do_run_migrations)

@@ -11,7 +11,7 @@ from sqlalchemy import Connection, NullPool, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
-from app.database import create_engine
+from app.database import build_engine
 from app.main import ALEMBIC_INI
 from app.schema import read_revisions
 from app.settings import Settings
@@ -23,7 +23,7 @@ async def main() -> None:
     Raises:
         SystemExit: the database does not answer.
     """
-    engine = create_engine(
+    engine = build_engine(
         Settings.from_environment().database_url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT"
     )
     try:

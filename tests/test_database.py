@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import Database, create_engine, in_transaction, is_open, raise_if_failed, set_autocommit
+from app.database import Database, build_engine, in_transaction, is_open, raise_if_failed, set_autocommit
 from app.main import create_app
 from app.settings import Settings
 from app.urls import parse_url
@@ -164,6 +164,6 @@ class TestConnection:
                 await connection.run_sync(raise_if_failed)
 
 
-def test_create_engine_opens_nothing(tmp_path: Path) -> None:
-    create_engine(parse_url(f"sqlite:///{tmp_path}/x.db"), {})
+def test_build_engine_opens_nothing(tmp_path: Path) -> None:
+    build_engine(parse_url(f"sqlite:///{tmp_path}/x.db"), {})
     assert not list(tmp_path.iterdir())

@@ -15,7 +15,7 @@ from fastapi import APIRouter
 from sqlalchemy import URL, Row, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
-from app.database import create_engine
+from app.database import build_engine
 from app.db_errors import Refusal, classify
 from app.errors import PROBLEMS
 from app.main import create_app
@@ -56,7 +56,7 @@ async def run_statements(statements: Sequence[str], session: SessionDep) -> list
 @asynccontextmanager
 async def serving(url: URL, **settings: Any) -> AsyncIterator[httpx.AsyncClient]:
     """Create the tables, run the app with one more operation that executes statements, and yield a client for it."""
-    engine = create_engine(url, {})
+    engine = build_engine(url, {})
     async with engine.begin() as connection:
         for table in TABLES:
             await connection.execute(text(table))
@@ -97,7 +97,7 @@ async def test_a_failed_statement_rolls_its_transaction_back(url: URL, statement
 
 
 async def test_a_file_that_another_process_writes_to_is_503(sqlite_url: URL) -> None:
-    writer = create_engine(sqlite_url, {})
+    writer = build_engine(sqlite_url, {})
     async with serving(sqlite_url, lock_timeout=0.1) as client:
         async with writer.begin():
             assert await status(client, "INSERT INTO parent VALUES (3)") == 503
@@ -163,7 +163,7 @@ async def test_an_error_of_postgres_gets_its_status(postgres_url: URL, statement
 
 
 async def test_a_row_that_another_transaction_locks_is_503(postgres_url: URL) -> None:
-    holder = create_engine(postgres_url, {})
+    holder = build_engine(postgres_url, {})
     async with serving(postgres_url, lock_timeout=0.1) as client:
         async with holder.begin() as connection:
             await connection.execute(text("SELECT * FROM parent FOR UPDATE"))
@@ -212,7 +212,7 @@ async def test_a_read_only_server_is_503(postgres_url: URL) -> None:
 
 
 async def test_a_prepared_statement_that_a_migration_invalidates_is_503_at_most_once(postgres_url: URL) -> None:
-    engine = create_engine(postgres_url, {})
+    engine = build_engine(postgres_url, {})
     async with serving(postgres_url, pool_size=1) as client:
         assert await status(client, "SELECT * FROM child") == 200
         async with engine.begin() as connection:
@@ -248,7 +248,7 @@ async def assert_unavailable(url: URL) -> None:
 
 @pytest.mark.parametrize("value", [2**40, 10**30, DEADPOND["secret_name"]])
 async def test_a_value_that_the_driver_can_not_encode_is_invalid(postgres_url: URL, value: object) -> None:
-    engine = create_engine(postgres_url, {})
+    engine = build_engine(postgres_url, {})
     async with engine.connect() as connection:
         with pytest.raises(DBAPIError) as refusal:
             await connection.execute(text("SELECT CAST(:value AS INTEGER)"), {"value": value})

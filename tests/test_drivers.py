@@ -20,7 +20,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.types import Message, Receive, Scope, Send
 
-from app.database import Database, create_engine
+from app.database import Database, build_engine
 from app.drivers import SQLiteConnection, await_only, before_response, busy_check
 
 ROWS = [(1, "one"), (2, None), (3, "três")]
@@ -147,7 +147,7 @@ async def test_await_only_awaits_from_within_the_synchronous_half_of_a_connectio
         await asyncio.sleep(0)
         return 7
 
-    engine = create_engine(url, {})
+    engine = build_engine(url, {})
     async with engine.connect() as connection:
         assert await connection.run_sync(lambda _: await_only(sleep())) == 7
     await engine.dispose()
@@ -155,7 +155,7 @@ async def test_await_only_awaits_from_within_the_synchronous_half_of_a_connectio
 
 class TestBusy:
     async def test_a_connection_to_postgres_is_busy_while_a_statement_runs(self, postgres_url: URL) -> None:
-        engine = create_engine(postgres_url, {})
+        engine = build_engine(postgres_url, {})
         async with engine.connect() as connection:
             is_busy = busy_check(sync_half(connection))
             assert not is_busy()
@@ -167,7 +167,7 @@ class TestBusy:
         await engine.dispose()
 
     async def test_a_connection_to_sqlite_is_never_busy(self, sqlite_url: URL) -> None:
-        engine = create_engine(sqlite_url, {})
+        engine = build_engine(sqlite_url, {})
         async with engine.connect() as connection:
             assert busy_check(sync_half(connection))() is False
         await engine.dispose()

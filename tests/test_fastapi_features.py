@@ -30,7 +30,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.testclient import WebSocketDenialResponse
 
 from app import main
-from app.database import create_engine
+from app.database import build_engine
 from app.heroes.models import Hero, HeroPublic
 from app.main import create_app, open_sessionmaker
 from app.pooled_session import ENDED
@@ -352,7 +352,7 @@ class TestOverrides:
     @pytest.fixture
     async def sessions(self, other_url: URL) -> AsyncIterator[SessionOverride]:
         """A dependency that yields a session of SQLModel's, in AUTOCOMMIT, on the other database."""
-        engine = create_engine(other_url, {}, isolation_level="AUTOCOMMIT")
+        engine = build_engine(other_url, {}, isolation_level="AUTOCOMMIT")
 
         async def override() -> AsyncIterator[AsyncSession]:
             async with AsyncSession(engine) as session:

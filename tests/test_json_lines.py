@@ -33,7 +33,7 @@ from sqlalchemy.types import TypeEngine
 from sqlmodel import AutoString, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.database import create_engine
+from app.database import build_engine
 from app.heroes.models import Hero, HeroPublic
 from app.json_lines import matches_model, select_json_lines
 
@@ -58,7 +58,7 @@ AGES = [None, 0, 1, 2**31 - 1, -1]
 
 async def listed(url: URL, names: Sequence[str], limit: int) -> tuple[str, bytes]:
     """The heroes of these names, as the database writes them and as pydantic does."""
-    engine = create_engine(url, {})
+    engine = build_engine(url, {})
     rows = [{"name": name, "age": AGES[number % len(AGES)], "secret_name": "x"} for number, name in enumerate(names)]
     page = select(*PUBLIC).order_by(HEROES.c.id.desc()).limit(limit)
     async with AsyncSession(engine) as session:

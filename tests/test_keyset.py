@@ -23,7 +23,7 @@ from sqlmodel import Field, SQLModel
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.cursors import Position, encode, fingerprint
-from app.database import CodePoints, create_engine
+from app.database import CodePoints, build_engine
 from app.inputs import UTC_DATETIME
 from app.keyset import CHUNK, KeysetPaginator
 from app.pagination import PageQuery
@@ -153,7 +153,7 @@ def rendered(rows: list[dict[str, Any]]) -> list[Any]:
 
 @pytest.fixture
 async def engine(empty_url: URL) -> AsyncIterator[AsyncEngine]:
-    engine = create_engine(empty_url, {})
+    engine = build_engine(empty_url, {})
     async with engine.begin() as connection:
         await connection.run_sync(Item.metadata.create_all)
     yield engine

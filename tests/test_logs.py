@@ -12,7 +12,7 @@ from pydantic import BaseModel, ValidationError
 from sqlalchemy import URL, NullPool, text
 from sqlalchemy.exc import StatementError
 
-from app.database import create_engine
+from app.database import build_engine
 from app.logs import describe_error, describe_with_traceback
 from tests.support.alembic_commands import alembic, migrate
 from tests.support.processes import ROOT, run
@@ -61,7 +61,7 @@ def test_an_existing_logging_configuration_is_kept() -> None:
 
 async def error_of(url: URL, statement: str, parameters: dict[str, Any] | None = None) -> StatementError:
     """Return the error that a statement raises."""
-    engine = create_engine(url, {}, poolclass=NullPool)
+    engine = build_engine(url, {}, poolclass=NullPool)
     async with engine.connect() as connection:
         for setup in (
             "CREATE TABLE rows (id INTEGER PRIMARY KEY, name VARCHAR(9) UNIQUE, age INTEGER CHECK (age > 0))",
@@ -200,3 +200,27 @@ class TestDescriptions:
             "RuntimeError: first",
             "  caused by RuntimeError: second",
         ]
+
+    def test_the_errors_of_a_group_are_described_with_their_tracebacks(self) -> None:
+        def fail() -> None:
+            raise KeyError("name")
+
+        with pytest.raises(KeyError) as first:
+            fail()
+        described = describe_with_traceback(ExceptionGroup("two tasks failed", [first.value, ValueError("second")]))
+        assert described.splitlines()[:3] == [
+            "ExceptionGroup: two tasks failed (2 sub-exceptions)",
+            "  with KeyError: 'name'",
+            "  with ValueError: second",
+        ]
+        assert "in fail" in described
+
+    def test_where_a_cause_was_raised_is_described_too(self) -> None:
+        def fail() -> None:
+            raise KeyError("name")
+
+        with pytest.raises(KeyError) as cause:
+            fail()
+        error = RuntimeError("The import failed.")
+        error.__cause__ = cause.value
+        assert "in fail" in describe_with_traceback(error)

@@ -1,12 +1,16 @@
 """The app as it is put together: its documentation, and CORS."""
 
-from typing import ClassVar
+import gc
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import httpx
+import pytest
 from fastapi import FastAPI
 from sqlalchemy import URL
 
-from app.main import create_app
+from app.main import GC_THRESHOLD, create_app
 from app.settings import Settings
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
@@ -19,6 +23,49 @@ async def test_the_root_redirects_to_the_documentation_below_any_root_path(app: 
             response = await client.get(f"{root}/")
             assert response.headers["Location"] == f"{root}/docs"
             assert (await client.get(f"{root}/docs")).status_code == 200
+
+
+class TestGarbageCollection:
+    @contextmanager
+    def collected(self) -> Iterator[list[Any]]:
+        """Yield a list that has, after the block, what the block has left to the garbage collector."""
+        gc.collect()
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.disable()
+        found: list[Any] = []
+        try:
+            yield found
+            gc.collect()
+            found += gc.garbage
+        finally:
+            gc.enable()
+            gc.set_debug(0)
+            gc.garbage.clear()
+
+    @pytest.mark.parametrize(
+        ("method", "path", "body"),
+        [
+            ("GET", "/heroes/1", None),
+            ("GET", "/heroes/?sort=name&limit=1", None),
+            ("POST", "/heroes/", DEADPOND),
+            ("PATCH", "/heroes/1", {"age": 30}),
+            ("DELETE", "/heroes/2", None),
+        ],
+    )
+    async def test_a_request_leaves_no_work_for_it(
+        self, client: httpx.AsyncClient, method: str, path: str, body: dict[str, Any] | None
+    ) -> None:
+        for _ in range(3):
+            await client.post("/heroes/", json=DEADPOND)
+        await client.request(method, path.replace("2", "3"), json=body)  # what is built once is built now
+        with self.collected() as left:
+            response = await client.request(method, path, json=body)
+        assert response.status_code == 200
+        assert left == []
+
+    async def test_it_looks_at_waiting_requests_rarely(self, client: httpx.AsyncClient) -> None:
+        assert (await client.get("/livez")).status_code == 200
+        assert gc.get_threshold()[0] == GC_THRESHOLD
 
 
 class TestCORS:

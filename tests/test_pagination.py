@@ -14,7 +14,7 @@ from fastapi import FastAPI
 from pydantic import create_model
 from sqlalchemy import JSON, URL, Column, Integer, MetaData, String, Table, bindparam, text
 
-from app.database import create_engine
+from app.database import build_engine
 from app.keyset import KeysetPaginator
 from app.pagination import PageQuery
 
@@ -131,7 +131,7 @@ class TestOrder:
 
 
 async def test_the_collation_of_names_does_not_depend_on_the_database(postgres_url: URL) -> None:
-    engine = create_engine(postgres_url, {})
+    engine = build_engine(postgres_url, {})
     async with engine.connect() as connection:
         collation = await connection.scalar(
             text(

@@ -39,9 +39,9 @@ async def open_pool(
 
 
 @asynccontextmanager
-async def acquired(pool: ConnectionPool, *, patient: bool = False) -> AsyncIterator[PooledConnection]:
+async def acquired(pool: ConnectionPool, *, unbounded: bool = False) -> AsyncIterator[PooledConnection]:
     """Hold a connection in AUTOCOMMIT, as a session does."""
-    pooled = pool.acquire_nowait() or await pool.acquire(patient=patient)
+    pooled = pool.acquire_nowait() or await pool.acquire(unbounded=unbounded)
     try:
         pooled.prepare(autocommit=True)
         yield pooled
@@ -196,10 +196,10 @@ class TestQueue:
                 assert pool.free == 1
             assert await run(pool, COUNT) == 0
 
-    async def test_a_patient_waiter_is_neither_refused_nor_timed_out(self, url: URL) -> None:
+    async def test_an_unbounded_waiter_is_neither_refused_nor_timed_out(self, url: URL) -> None:
         async with open_pool(url, queue_size=0, queue_timeout=0.01) as pool:
             async with acquired(pool):
-                waiter = asyncio.create_task(pool.acquire(patient=True))
+                waiter = asyncio.create_task(pool.acquire(unbounded=True))
                 await asyncio.sleep(0.05)  # longer than the timeout of the queue
                 assert not waiter.done()
             pool.release(await waiter)
@@ -398,9 +398,9 @@ class TestClose:
                 waiting = [await start(pool) for _ in range(3)]
                 closing = asyncio.create_task(pool.close())
                 await asyncio.sleep(0)
-                for patient in (False, True):
+                for unbounded in (False, True):
                     with pytest.raises(PoolUnavailableError, match="shutting down"):
-                        await pool.acquire(patient=patient)
+                        await pool.acquire(unbounded=unbounded)
             assert await asyncio.gather(*waiting) == [0, 0, 0]
             await closing
             assert pool.acquire_nowait() is None

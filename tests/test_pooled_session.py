@@ -13,7 +13,7 @@ from sqlalchemy.orm import registry, selectinload
 from sqlmodel import Field, Relationship, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.database import create_engine
+from app.database import build_engine
 from app.heroes.models import Hero
 from app.sessions import SessionMaker
 from app.urls import is_sqlite
@@ -184,7 +184,7 @@ class TestSession:
         assert (await fetch_ages(url))[0] == 5
 
     async def test_relationships_load_by_selectinload(self, sessionmaker: SessionMaker, url: URL) -> None:
-        engine = create_engine(url, {})
+        engine = build_engine(url, {})
         async with engine.begin() as connection:
             await connection.run_sync(Model.metadata.create_all)
         await engine.dispose()

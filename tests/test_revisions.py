@@ -21,7 +21,7 @@ from sqlalchemy import URL, Connection, Engine, event, text
 from sqlalchemy.ext.asyncio import AsyncEngine
 from sqlmodel import SQLModel
 
-from app.database import create_engine
+from app.database import build_engine
 from app.urls import parse_url
 from tests.support.alembic_commands import HEAD, SCRIPT
 from tests.support.alembic_commands import alembic_config as config_for
@@ -98,7 +98,7 @@ def alembic_config(empty_url: URL) -> Config:
 @pytest.fixture
 def alembic_engine(empty_url: URL) -> AsyncEngine:
     """The engine for pytest-alembic."""
-    return create_engine(empty_url, {})
+    return build_engine(empty_url, {})
 
 
 @pytest.mark.parametrize("revision", LATER, ids=name)

@@ -20,7 +20,7 @@ from sqlmodel import Field, Relationship, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app import errors
-from app.database import create_engine
+from app.database import build_engine
 from app.main import open_sessionmaker
 from app.sessions import SessionDep, get_session
 from app.settings import Settings
@@ -284,7 +284,7 @@ class TestTesting:
     @pytest.fixture
     async def session(self, chapters_url: URL) -> AsyncIterator[AsyncSession]:
         """A session of SQLModel's."""
-        engine = create_engine(chapters_url, {}, poolclass=NullPool)
+        engine = build_engine(chapters_url, {}, poolclass=NullPool)
         async with AsyncSession(engine) as session:
             yield session
         await engine.dispose()

@@ -23,7 +23,7 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from sqlalchemy import URL, NullPool, text
 
-from app.database import create_engine
+from app.database import build_engine
 from app.main import create_app
 from app.settings import Settings
 from app.urls import is_sqlite
@@ -104,7 +104,7 @@ def open_transaction(url: URL, *statements: str) -> Iterator[Callable[[], None]]
         stack = AsyncExitStack()
 
         async def begin() -> None:
-            connection = await stack.enter_async_context(create_engine(url, {}, poolclass=NullPool).connect())
+            connection = await stack.enter_async_context(build_engine(url, {}, poolclass=NullPool).connect())
             await connection.begin()
             for statement in statements:
                 await connection.execute(text(statement))
@@ -361,7 +361,7 @@ class TestBlocked:
         before = await asyncio.to_thread(describe_schema, postgres_url)
         statuses = []
         try_upgrade = partial(try_alembic, MIGRATION_TIMEOUT="2", MIGRATION_LOCK_TIMEOUT="0.3")
-        reader = create_engine(postgres_url, {}, poolclass=NullPool)
+        reader = build_engine(postgres_url, {}, poolclass=NullPool)
         app = create_app(Settings(database_url=postgres_url, lock_timeout=2))
         async with running(app) as client, reader.connect() as connection:
             process = await connection.scalar(text("SELECT pg_backend_pid() FROM (SELECT count(*) FROM hero) AS read"))

@@ -27,9 +27,10 @@ class Hero(HeroBase, table=True):
     """A row of the table `hero`."""
 
     __table_args__ = (
-        Index("ix_hero_age_id", "age", "id"),
+        Index("ix_hero_age_id", "age", "id"),  # sorted by age
+        # Sorted by name, and of one name sorted by id; filtered by age as well, without a look into the table.
         Index("ix_hero_name_id", "name", "id", postgresql_include=["age"]),
-        Index("ix_hero_name_age_id", "name", "age", "id"),
+        Index("ix_hero_name_age_id", "name", "age", "id"),  # of one name, sorted by age
         {"sqlite_autoincrement": True},  # otherwise SQLite reuses the id of a deleted row
     )
 

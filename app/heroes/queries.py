@@ -15,17 +15,17 @@ HEROES = SQLModel.metadata.tables["hero"]
 # Only these columns are read, so that the secret name stays in the database.
 PUBLIC = [HEROES.c[field] for field in HeroPublic.model_fields]
 
-Age = Annotated[int, Field(ge=0, le=INT32), DIGITS]
+AgeLimit = Annotated[int, Field(ge=0, le=INT32), DIGITS]
 
 
 class HeroFilters(BaseModel):
     """Which heroes to list."""
 
     name: Name | None = Field(default=None, description="Only heroes of exactly this name.", examples=["Deadpond"])
-    min_age: Age | None = Field(
+    min_age: AgeLimit | None = Field(
         default=None, description="Only heroes whose age is known and at least this.", examples=[18]
     )
-    max_age: Age | None = Field(
+    max_age: AgeLimit | None = Field(
         default=None, description="Only heroes whose age is known and at most this.", examples=[65]
     )
 

@@ -20,7 +20,7 @@ from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionMakerDep
 from app.streaming import JSONLinesResponse
 from app.trailing_slash import location
 
-MAX_BATCH = 1000
+MAX_BATCH = 1000  # rows: SQLAlchemy inserts as many with one statement
 MAX_BODY_SIZE = 1_000_000  # bytes
 MAX_BATCH_SIZE = 8_000_000
 
@@ -41,6 +41,7 @@ router = APIRouter(
     generate_unique_id_function=name_operation,
 )
 
+# A negative id is none of this database, but it is an integer: 404, as in the tutorial.
 HeroId = Annotated[
     int, Path(ge=-INT64 - 1, le=INT64, description="The id that a response showed.", examples=[1]), DIGITS
 ]
@@ -57,6 +58,7 @@ IS_THE_HERO = HEROES.c.id == bindparam("hero_id")
 CREATE = insert(HEROES).returning(*SHOWN)
 CREATE_ALL = insert(HEROES).returning(*PUBLIC)
 READ = select(*SHOWN).where(IS_THE_HERO)
+# The parameters of an execution add what to SET: those that are named like a column.
 UPDATE = update(HEROES).where(IS_THE_HERO).values(version=HEROES.c.version + 1).returning(*SHOWN)
 DELETE = delete(HEROES).where(IS_THE_HERO).returning(*SHOWN)
 
@@ -79,6 +81,12 @@ async def read_hero(hero_id: HeroId, request: Request, session: ReadSessionDep) 
     return respond(hero)
 
 
+@router.get("/", response_model=list[HeroPublic], responses=response_headers("Link", "X-Total-Count"))
+async def read_heroes(query: Annotated[HeroQuery, Query()], request: Request, session: ReadSessionDep) -> Response:
+    """List heroes, page by page."""
+    return await query.respond(request, session)
+
+
 @router.post(
     "/",
     response_model=HeroPublic,
@@ -96,12 +104,6 @@ async def create_hero(
         return StoredResponse(to_json(to_public(created)).decode(), headers)
 
     return (await run_idempotent(session, request, idempotency_key, hero, create)).response()
-
-
-@router.get("/", response_model=list[HeroPublic], responses=response_headers("Link", "X-Total-Count"))
-async def read_heroes(query: Annotated[HeroQuery, Query()], request: Request, session: ReadSessionDep) -> Response:
-    """List heroes, page by page."""
-    return await query.respond(request, session)
 
 
 @router.patch(

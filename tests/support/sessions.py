@@ -10,7 +10,7 @@ from fastapi import APIRouter
 from sqlalchemy import URL, text
 from sqlmodel import SQLModel
 
-from app.database import create_engine
+from app.database import build_engine
 from app.heroes.models import Hero
 from app.main import create_app
 from app.pool import ConnectionPool
@@ -32,7 +32,7 @@ def deadpond(**values: Any) -> Hero:
 
 async def run(url: URL, *statements: str) -> None:
     """Execute statements in one transaction, past the service."""
-    engine = create_engine(url, {})
+    engine = build_engine(url, {})
     async with engine.begin() as connection:
         for statement in statements:
             await connection.execute(text(statement))
@@ -41,7 +41,7 @@ async def run(url: URL, *statements: str) -> None:
 
 async def fetch_ages(url: URL) -> list[int | None]:
     """Read what is committed, past the service."""
-    engine = create_engine(url, {"query_only": "ON"} if is_sqlite(url) else {})
+    engine = build_engine(url, {"query_only": "ON"} if is_sqlite(url) else {})
     async with engine.connect() as connection:
         ages = list(await connection.scalars(text("SELECT age FROM hero ORDER BY id")))
     await engine.dispose()

@@ -7,14 +7,14 @@ from typing import Any
 import asyncpg
 from sqlalchemy import URL, Connection, NullPool, inspect, text
 
-from app.database import create_engine
+from app.database import build_engine
 
 
 def run_in_transaction(url: URL, work: Callable[[Connection], Any]) -> Any:
     """Call a function with a connection in a transaction, commit, and return what the function returned."""
 
     async def connect_and_work() -> Any:
-        engine = create_engine(url, {}, poolclass=NullPool)
+        engine = build_engine(url, {}, poolclass=NullPool)
         async with engine.begin() as connection:
             return await connection.run_sync(work)
 
