@@ -16,7 +16,7 @@ PARALLEL := --numprocesses logical --maxprocesses 4
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status test test-slow test-proxy fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status test test-slow test-chaos test-proxy fuzz clients bench lint types drift format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -43,6 +43,9 @@ test: install ## Run the tests, on SQLite and on a Postgres that they start
 
 test-slow: install ## Run the slow tests
 	$(BIN)/pytest -m slow $(PARALLEL)
+
+test-chaos: install ## Run the tests that break the network or the database under a running service
+	$(BIN)/pytest -m chaos $(PARALLEL)
 
 test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf
 	$(BIN)/pytest -m proxy

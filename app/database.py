@@ -2,17 +2,18 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import asyncpg
 from sqlalchemy import URL, BigInteger, Connection, Integer, String, event
 from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.engine.interfaces import DBAPIConnection
+from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from app.drivers import SQLiteConnection, retry_stale_statements
-from app.urls import is_sqlite
+from app.drivers import KeepAliveConnection, SQLiteConnection, retry_stale_statements
+from app.urls import is_sqlite, split_hosts
 
 # aiosqlite logs each statement with its parameters, which nothing else here does.
 logging.getLogger("aiosqlite").setLevel(logging.INFO)
@@ -23,7 +24,11 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")
 # Text in the order of its code points on both, whatever the locale of the Postgres database is.
 CodePoints = String().with_variant(String(collation="C"), "postgresql")
 
-CONNECT_TIMEOUT = 5  # seconds
+CONNECT_TIMEOUT = 5  # seconds, for all of the hosts of a URL together
+
+# Seconds that the database has to end a statement that has reached its limit, before the connection is given up. It
+# answers at once, unless the network or the server hangs.
+ANSWER_TIMEOUT = 2
 
 # Keys of `Connection.info`, which lives as long as the driver's connection.
 AUTOCOMMIT = "autocommit"  # whether a statement commits by itself
@@ -31,15 +36,15 @@ FAILED = "failed"  # whether a statement has failed since the last look
 
 
 class Database:
-    """The engines of one process. None connects before it is used.
+    """The engines of one process. None connects before it is used, and a `ConnectionPool` keeps its connections.
 
-    - `writes` and `reads`: for the connections of sessions. On Postgres they are one engine. On SQLite the connections
-      of `reads` can't write, and wait for no writer.
-    - `probes`: one connection beside them in AUTOCOMMIT, so that a health check never queues behind requests.
+    On Postgres `writes` and `reads` are one engine. On SQLite the connections of `reads` can't write, and wait for no
+    writer.
     """
 
     def __init__(self, url: URL, *, lock_timeout: float, statement_timeout: float, sqlite_synchronous: str) -> None:
         """Create the engines. The timeouts are in seconds."""
+        deadline = statement_timeout + ANSWER_TIMEOUT
         if is_sqlite(url):
             reading: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
             writing = reading | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
@@ -51,20 +56,10 @@ class Database:
                 "lock_timeout": int(lock_timeout * 1000),
                 "statement_timeout": int(statement_timeout * 1000),
             }
-        # Their connections are kept open by a `ConnectionPool`.
-        self.writes = build_engine(url, writing, poolclass=NullPool)
+        self.writes = build_engine(url, writing, poolclass=NullPool, deadline=deadline)
         self.reads = self.writes
         if is_sqlite(url):
             self.reads = build_engine(url, reading, poolclass=NullPool)
-        self.probes = build_engine(url, reading, pool_size=1, max_overflow=0, isolation_level="AUTOCOMMIT")
-
-    async def __aenter__(self) -> Self:
-        """Enter the block."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Close the connection of the probes. A `ConnectionPool` closes its own."""
-        await self.probes.dispose()
 
 
 def is_open(driver: Any) -> bool:
@@ -79,20 +74,23 @@ def in_transaction(driver: Any) -> bool:
     return bool(driver.in_transaction if isinstance(driver, SQLiteConnection) else driver.is_in_transaction())
 
 
-def build_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
+def build_engine(
+    url: URL, session: Mapping[str, object], *, deadline: float | None = None, **options: Any
+) -> AsyncEngine:
     """Build an engine whose every connection starts with the settings in `session`.
 
     Args:
         url: as `urls.parse_url` gives it.
         session: parameters of Postgres, or pragmas of SQLite.
+        deadline: the seconds after which a statement that Postgres has not answered costs its connection.
         options: of SQLAlchemy's `create_async_engine`.
     """
     if is_sqlite(url):
         return _sqlite_engine(url, session, **options)
-    return _postgres_engine(url, session, **options)
+    return _postgres_engine(url, session, deadline, **options)
 
 
-def _postgres_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:
+def _postgres_engine(url: URL, session: Mapping[str, object], deadline: float | None, **options: Any) -> AsyncEngine:
     parameters = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
     # asyncpg has no channel binding: what a hosting company's URL asks of it can only be left out.
     parameters.pop("channel_binding", None)
@@ -100,29 +98,55 @@ def _postgres_engine(url: URL, session: Mapping[str, object], **options: Any) ->
     ours = [f"-c {name}={value}" for name, value in session.items()]
     parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
     # asyncpg reads the URL itself: it knows more of libpq's parameters than SQLAlchemy passes on.
-    dsn = url.set(drivername="postgresql", query=parameters).render_as_string(hide_password=False)
+    hosts = Hosts(url.set(drivername="postgresql", query=parameters))
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        connect_args={"dsn": dsn, "timeout": CONNECT_TIMEOUT, "async_creator_fn": _connect},
+        connect_args={"command_timeout": deadline, "async_creator_fn": hosts.connect},
         hide_parameters=True,
         **options,
     )
     retry_stale_statements(engine)
 
     @event.listens_for(engine.sync_engine, "handle_error")
-    def note_failure(error: ExceptionContext) -> None:
+    def note_failure(error: ExceptionContext) -> Exception | None:
+        if isinstance(error.original_exception, TimeoutError):
+            error.is_disconnect = True  # whatever the server does now, nobody listens any more
+            silence = TimeoutError("the database did not answer")
+            return OperationalError(error.statement, None, silence, connection_invalidated=True)
         if error.connection is not None and not error.connection.invalidated:
             error.connection.info[FAILED] = True
+        return None
 
     return engine
 
 
-async def _connect(**options: Any) -> asyncpg.Connection:
-    """Connect. A server that is not there, or not the right one, fails like one that refuses: as a SQLAlchemyError."""
-    try:
-        return await asyncpg.connect(**options)
-    except (OSError, asyncpg.TargetServerAttributeNotMatched) as error:
-        raise asyncpg.CannotConnectNowError(str(error)) from error
+class Hosts:
+    """The hosts of a URL. Each has its time to accept a connection, and the last that did is asked first."""
+
+    def __init__(self, url: URL) -> None:
+        self._urls = split_hosts(url)
+
+    async def connect(self, **options: Any) -> asyncpg.Connection:
+        """Connect to the first host that accepts.
+
+        Raises:
+            CannotConnectNowError: none does. It is an error of the database, so that it becomes a SQLAlchemyError.
+        """
+        refusals: list[str] = []
+        timeout = CONNECT_TIMEOUT / len(self._urls)
+        for url in [*self._urls]:
+            dsn = url.render_as_string(hide_password=False)
+            try:
+                connection: asyncpg.Connection = await asyncpg.connect(
+                    dsn, timeout=timeout, connection_class=KeepAliveConnection, **options
+                )
+            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+                refusals.append(str(error) or "no answer in time")  # a TimeoutError says nothing
+            else:
+                self._urls.remove(url)
+                self._urls.insert(0, url)
+                return connection
+        raise asyncpg.CannotConnectNowError("; ".join(refusals))
 
 
 def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:

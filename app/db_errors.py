@@ -58,3 +58,8 @@ def classify(error: BaseException) -> Refusal | None:
 def code_of(error: BaseException | None) -> str:
     """Return a driver's code for its error, a SQLSTATE or SQLite's name for it, or nothing."""
     return str(getattr(error, "sqlstate", None) or getattr(error, "sqlite_errorname", None) or "")
+
+
+def is_too_many_connections(error: BaseException | None) -> bool:
+    """Tell whether the server has refused a connection because it grants no more."""
+    return isinstance(error, DBAPIError) and code_of(error.orig) == "53300"

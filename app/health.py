@@ -26,5 +26,5 @@ async def is_alive() -> Health:
 @router.get("/readyz", responses=error_responses(503))
 async def is_ready(sessionmaker: SessionMakerDep) -> Health:
     """Tell whether requests can be served: the database answers, and has the schema that this release needs."""
-    await sessionmaker.schema.check()
+    await sessionmaker.check()
     return Health(status="ready")

@@ -15,7 +15,6 @@ from app import errors, health, logs, openapi
 from app.database import Database
 from app.heroes import routes as heroes
 from app.middleware import RequestMiddleware
-from app.schema import Schema
 from app.sessions import SessionMaker
 from app.settings import Settings
 from app.trailing_slash import answer_both_spellings
@@ -48,18 +47,13 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         statement_timeout=settings.statement_timeout,
         sqlite_synchronous=settings.sqlite_synchronous,
     )
-    script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
-    async with (
+    async with SessionMaker(
         database,
-        Schema(database.probes, script) as schema,
-        SessionMaker(
-            database,
-            schema,
-            pool_size=settings.pool_size,
-            queue_size=settings.queue_size,
-            queue_timeout=settings.queue_timeout,
-        ) as sessionmaker,
-    ):
+        ScriptDirectory.from_config(Config(ALEMBIC_INI)),
+        pool_size=settings.pool_size,
+        queue_size=settings.queue_size,
+        queue_timeout=settings.queue_timeout,
+    ) as sessionmaker:
         yield sessionmaker
 
 

@@ -4,66 +4,32 @@ SQLAlchemy's own pool is not fair: a waiter that loses a race goes to the back o
 """
 
 import asyncio
+import time
 from collections import deque
-from collections.abc import Callable
-from contextlib import suppress
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager, suppress
+from typing import Any, TypeVar
 
-from sqlalchemy import Connection
+from sqlalchemy import event
+from sqlalchemy.engine import ExceptionContext
+from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.database import in_transaction, is_open, set_autocommit
-from app.drivers import busy_check
+from app.database import is_open
+from app.db_errors import is_too_many_connections
+from app.pooled_connection import PooledConnection, close_all, connect
 from app.schema import Schema
 
+T = TypeVar("T")
+
 CLOSE_TIMEOUT = 20  # seconds: longer than the database lets a statement take, by default
+PROBE_TIMEOUT = 1  # seconds that an idle connection has to answer
+RETRY_INTERVAL = 1  # seconds until one more connection is tried, after the server has granted no more
+STALL_TIMEOUT = 3  # seconds without a connection for those who wait, after which the pool counts as stalled
 
 
 class PoolUnavailableError(Exception):
     """No connection can be acquired now. The message is for the client."""
-
-
-@dataclass(eq=False, slots=True)
-class PooledConnection:
-    """A connection that is kept open: SQLAlchemy's two halves of it, and the driver's own."""
-
-    connection: AsyncConnection
-    sync: Connection
-    driver: Any
-    options: object  # the execution options that it was opened with
-    is_busy: Callable[[], bool]  # whether a statement still runs
-    autocommit: bool | None = None
-    streamed: bool = False  # whether a result that is read while it is iterated may still read from it
-
-    def prepare(self, *, autocommit: bool) -> Connection:
-        """Set the isolation level for a transaction of a session, and return the synchronous half."""
-        if self.sync.get_transaction() is not None:
-            self.sync.rollback()  # of AUTOCOMMIT, or of a failed COMMIT: none in the database, so it is no I/O
-        if self.autocommit is not autocommit:
-            set_autocommit(self.sync, autocommit=autocommit)
-            self.autocommit = autocommit
-        return self.sync
-
-    @property
-    def is_clean(self) -> bool:
-        """Whether nothing of what it was used for is left: a transaction, a statement, or options of the connection."""
-        return (
-            not self.streamed
-            and not self.sync.invalidated
-            and self.sync.get_execution_options() is self.options
-            and is_open(self.driver)
-            and not in_transaction(self.driver)
-            and not self.is_busy()
-        )
-
-
-@dataclass(eq=False, slots=True)
-class Waiter:
-    """A place in the queue. Its future is done when a connection may be taken, or fails when that takes too long."""
-
-    future: asyncio.Future[None] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
-    timer: asyncio.TimerHandle | None = None
 
 
 class ConnectionPool:
@@ -96,13 +62,15 @@ class ConnectionPool:
         self._size = size
         self.engine = engine
         self._idle: list[PooledConnection] = []
-        self._queue: deque[Waiter] = deque()
+        self._queue: deque[asyncio.Future[None]] = deque()  # done when a slot is theirs
         self._queue_size = queue_size
         self._queue_timeout = queue_timeout
         self._in_use: set[PooledConnection] = set()
-        self._discarding: set[asyncio.Task[None]] = set()
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._moved_at = time.monotonic()  # when the queue last moved
         self._closed = False
         self._schema = schema
+        event.listen(engine.sync_engine, "handle_error", self._close_idle_after)
 
     def acquire_nowait(self) -> PooledConnection | None:
         """Acquire a connection that is open and idle, if there is one."""
@@ -133,11 +101,8 @@ class ConnectionPool:
         if not unbounded:
             self.check_queue()
         await self._take_slot(unbounded=unbounded)
-        try:
-            pooled = await self._connect()
-        except BaseException:
-            self._wake_next()
-            raise
+        while (pooled := await self._connect()) is None:
+            await self._take_slot(unbounded=unbounded, first=True)
         self._in_use.add(pooled)
         return pooled
 
@@ -145,12 +110,21 @@ class ConnectionPool:
         """Give a connection back. One that is broken, or not clean, is closed, and replaced when it is needed."""
         self._in_use.remove(pooled)
         if pooled.is_clean:
+            self._moved_at = time.monotonic()
             self._idle.append(pooled)
             self._wake_next()
-            return
-        task = asyncio.get_running_loop().create_task(self._discard(pooled))
-        self._discarding.add(task)
-        task.add_done_callback(self._discarding.discard)
+        else:
+            self._start(close_all([pooled])).add_done_callback(lambda _: self._wake_next())
+
+    @asynccontextmanager
+    async def connection(self) -> AsyncIterator[AsyncConnection]:
+        """Hold a connection in AUTOCOMMIT for a block. It raises what `acquire` does."""
+        pooled = self.acquire_nowait() or await self.acquire()
+        try:
+            pooled.prepare(autocommit=True)
+            yield pooled.connection
+        finally:
+            self.release(pooled)
 
     def check_queue(self) -> None:
         """Let one more request in, though it may have to wait.
@@ -161,11 +135,38 @@ class ConnectionPool:
         if not self.free and len(self._queue) >= self._queue_size:
             raise PoolUnavailableError("Too many requests are waiting for a database connection.")
 
+    async def probe(self) -> None:
+        """Ask the database over a connection that the next request would get, if one is idle.
+
+        Raises:
+            PoolUnavailableError: it does not answer within `PROBE_TIMEOUT`, or requests wait and no connection comes
+                back.
+        """
+        if not self.free or not self._idle:
+            if self._queue and time.monotonic() - self._moved_at > STALL_TIMEOUT:
+                raise PoolUnavailableError("No database connection becomes free.")
+            return
+        # The answer is not cancelled: ending a statement on a connection that is silent takes longer than the limit.
+        done, _ = await asyncio.wait({answer := self._start(self._is_answering())}, timeout=PROBE_TIMEOUT)
+        if not done or not answer.result():
+            raise PoolUnavailableError("The database does not answer.")
+
+    async def _is_answering(self) -> bool:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT), self.connection() as connection:
+                await connection.exec_driver_sql("SELECT 1")
+        except (TimeoutError, SQLAlchemyError):
+            self._close_idle()
+            return False
+        return True
+
     async def close(self) -> None:
         """Close every connection. Those in use are waited for, up to `CLOSE_TIMEOUT`, and then closed too.
 
         Requests that wait for a connection are served first. Those that come later are refused.
         """
+        if self._closed:
+            return
         self._closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
@@ -173,62 +174,77 @@ class ConnectionPool:
                     await self._take_slot(unbounded=True)
         for waiter in [*self._queue]:
             self._expire(waiter)
-        for pooled in [*self._in_use, *self._idle]:
-            await _close(pooled)
-        self._idle.clear()
+        self._start(close_all([*self._in_use]))
+        self._close_idle()
+        if self._tasks:
+            await asyncio.wait(self._tasks)
 
-    async def _take_slot(self, *, unbounded: bool) -> None:
+    async def _take_slot(self, *, unbounded: bool, first: bool = False) -> None:
         if self.free:
             self.free -= 1
             return
-        waiter = Waiter()
-        if not unbounded:
-            waiter.timer = asyncio.get_running_loop().call_later(self._queue_timeout, self._expire, waiter)
-        self._queue.append(waiter)
+        if not self._queue:
+            self._moved_at = time.monotonic()
+        loop = asyncio.get_running_loop()
+        waiter = loop.create_future()
+        timer = None if unbounded else loop.call_later(self._queue_timeout, self._expire, waiter)
+        self._queue.insert(0 if first else len(self._queue), waiter)
         try:
-            await waiter.future
+            await waiter
         except asyncio.CancelledError:
             if waiter in self._queue:
                 self._queue.remove(waiter)
-            elif not waiter.future.cancelled() and waiter.future.exception() is None:
+            elif not waiter.cancelled() and waiter.exception() is None:
                 self._wake_next()  # it had its turn in the same moment
             raise
         finally:
-            if waiter.timer:
-                waiter.timer.cancel()
+            if timer:
+                timer.cancel()
 
-    def _expire(self, waiter: Waiter) -> None:
+    def _expire(self, waiter: asyncio.Future[None]) -> None:
         if waiter in self._queue:
             self._queue.remove(waiter)
-            waiter.future.set_exception(PoolUnavailableError("Timed out waiting for a database connection."))
+            waiter.set_exception(PoolUnavailableError("Timed out waiting for a database connection."))
 
     def _wake_next(self) -> None:
         while self._queue:
             waiter = self._queue.popleft()
-            if not waiter.future.done():
-                waiter.future.set_result(None)
+            if not waiter.done():
+                waiter.set_result(None)
                 return
         self.free += 1
 
-    async def _connect(self) -> PooledConnection:
-        while self._idle:
-            pooled = self._idle.pop()
-            if is_open(pooled.driver):
-                return pooled
-            await _close(pooled)
-        connection = await self.engine.connect()
-        sync = connection.sync_connection
-        assert sync is not None  # noqa: S101 - for the types: it has just been opened
-        driver = (await connection.get_raw_connection()).driver_connection
-        return PooledConnection(connection, sync, driver, sync.get_execution_options(), busy_check(sync))
-
-    async def _discard(self, pooled: PooledConnection) -> None:
+    async def _connect(self) -> PooledConnection | None:
+        """Return an idle connection or a new one; None if the server grants no more now."""
         try:
-            await _close(pooled)
-        finally:
+            while self._idle:
+                pooled = self._idle.pop()
+                if is_open(pooled.driver):
+                    return pooled
+                await pooled.close()
+            return await connect(self.engine)
+        except BaseException as error:
+            if is_too_many_connections(error):
+                asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._wake_next)
+                return None
             self._wake_next()
+            raise
 
+    def _close_idle_after(self, error: ExceptionContext) -> None:
+        """Replace the idle connections when one is lost, as SQLAlchemy's pools do: they may be lost too.
 
-async def _close(pooled: PooledConnection) -> None:
-    await pooled.connection.invalidate()
-    await pooled.connection.close()
+        When the server grants no more, leave them to the other pool of the engine, except for the only one.
+        """
+        is_lost = error.is_disconnect and isinstance(error.original_exception, Exception)  # a cancellation is no loss
+        if is_lost or (is_too_many_connections(error.sqlalchemy_exception) and self._size > 1):
+            self._close_idle()
+
+    def _close_idle(self) -> None:
+        self._start(close_all(self._idle))
+        self._idle = []
+
+    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task

@@ -16,7 +16,8 @@ from sqlmodel.sql.expression import SelectOfScalar
 
 from app.database import raise_if_failed
 from app.drivers import await_only
-from app.pool import ConnectionPool, PooledConnection
+from app.pool import ConnectionPool
+from app.pooled_connection import PooledConnection
 
 ENDED = (
     "This session has ended with its request. Work that goes on after it opens a session of its own:"

@@ -3,16 +3,19 @@
 import asyncio
 import logging
 import time
-from typing import Self
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
 
 from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, column, inspect, select, table
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.ext.asyncio import AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.database import CONNECT_TIMEOUT
 
 log = logging.getLogger(__name__)
 
-TIME_LIMIT = 1.0  # seconds for one check
+TIME_LIMIT = 1.0  # seconds that a caller waits for a check
 INTERVAL = 1.0  # seconds between two checks that requests cause
 ALEMBIC_VERSION = table("alembic_version", column("version_num"))
 
@@ -28,23 +31,17 @@ class Schema:
     the newer schema.
     """
 
-    def __init__(self, engine: AsyncEngine, script: ScriptDirectory) -> None:
+    def __init__(
+        self, connect: Callable[[], AbstractAsyncContextManager[AsyncConnection]], script: ScriptDirectory
+    ) -> None:
+        """Take what holds a connection for a block, and the revisions of this release."""
         self.needs = script.get_current_head()
         self._known = frozenset(step.revision for step in script.walk_revisions())
-        self._engine = engine
+        self._connect = connect
         self.is_current = False
         self._problem: str | None = None
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = float("-inf")
-
-    async def __aenter__(self) -> Self:
-        """Return the schema, for the length of a block."""
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        """Wait for a check that is running."""
-        if self._refreshing is not None:
-            await self._refreshing
 
     async def require(self) -> None:
         """Raise if the database is behind this release.
@@ -75,12 +72,17 @@ class Schema:
         """Check the database once for all concurrent callers. Cancelling one caller does not cancel the others."""
         if self._refreshing is None or self._refreshing.done():
             self._refreshing = asyncio.create_task(self._read())
-        await asyncio.shield(self._refreshing)
+        # The check goes on: another host may answer after that, and closing a connection that is silent takes longer.
+        done, _ = await asyncio.wait({self._refreshing}, timeout=TIME_LIMIT)
+        for check in done:
+            check.result()
+        if not done:
+            self._report("The database does not answer.")
 
     async def _read(self) -> None:
         problem, cause = None, ""
         try:
-            async with asyncio.timeout(TIME_LIMIT), self._engine.connect() as connection:
+            async with asyncio.timeout(CONNECT_TIMEOUT), self._connect() as connection:
                 have = await connection.run_sync(read_revisions)
         except (TimeoutError, SQLAlchemyError) as error:
             problem = "The database does not answer."
@@ -93,6 +95,9 @@ class Schema:
                     f"The database is at revision {', '.join(sorted(have)) or 'none'}, but this release needs"
                     f" {self.needs}: run 'alembic upgrade head'."
                 )
+        self._report(problem, cause)
+
+    def _report(self, problem: str | None, cause: str = "") -> None:
         if problem != self._problem:
             log.log(logging.WARNING if problem else logging.INFO, "%s%s", problem or "The database is ready.", cause)
         self._problem = problem

@@ -1,9 +1,11 @@
 """Sessions: the `AsyncSession` of a request, as a FastAPI dependency, and of everything outside of requests."""
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Self
 
+from alembic.script import ScriptDirectory
 from fastapi import Depends, FastAPI
 from fastapi.requests import HTTPConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -25,24 +27,27 @@ class SessionMaker:
     """Creates the sessions of one process: `async with sessionmaker() as session`.
 
     Attributes:
-        reads: the pool for reading. On Postgres it is the same as `writes`; on SQLite its connections can't write, and
-            wait for no writer.
-        writes: the pool for everything else. On SQLite it has one connection.
+        reads: the pool for reading. On SQLite its connections can't write, and wait for no writer.
+        writes: the pool for everything else. On SQLite it has one connection; on Postgres half of all, so that writes
+            that wait for a lock leave the other half to reads.
         database: the engines of the pools.
         schema: whether the database has the revision that this release needs.
     """
 
     def __init__(
-        self, database: Database, schema: Schema, *, pool_size: int, queue_size: int, queue_timeout: float
+        self, database: Database, script: ScriptDirectory, *, pool_size: int, queue_size: int, queue_timeout: float
     ) -> None:
         """Create the pools. The timeout is in seconds."""
-        limits: dict[str, Any] = {"queue_size": queue_size, "queue_timeout": queue_timeout, "schema": schema}
+        limits: dict[str, Any] = {"queue_size": queue_size, "queue_timeout": queue_timeout}
         self.database = database
-        self.schema = schema
-        self.reads = ConnectionPool(database.reads, size=pool_size, **limits)
-        self.writes = self.reads
-        if database.writes is not database.reads:
-            self.writes = ConnectionPool(database.writes, size=1, **limits)
+        # A connection beside those for requests, so that a health check never queues behind them.
+        self._probes = ConnectionPool(database.reads, size=1, **limits)
+        self.schema = Schema(self._probes.connection, script)
+        limits["schema"] = self.schema
+        writing = 1 if database.writes is not database.reads else pool_size // 2
+        reading = pool_size if database.writes is not database.reads else pool_size - writing
+        self.reads = ConnectionPool(database.reads, size=reading, **limits)
+        self.writes = ConnectionPool(database.writes, size=writing, **limits) if writing else self.reads
         self._streams = ConnectionPool(database.reads, size=1, **limits)
 
     async def __aenter__(self) -> Self:
@@ -52,8 +57,17 @@ class SessionMaker:
     async def __aexit__(self, *_: object) -> None:
         """Close the pools."""
         async with AsyncExitStack() as stack:
-            for pool in {self.reads, self.writes, self._streams}:
+            for pool in {self.reads, self.writes, self._streams, self._probes}:
                 stack.push_async_callback(pool.close)
+
+    async def check(self) -> None:
+        """Raise if requests can't be served.
+
+        Raises:
+            SchemaUnavailableError: the database does not answer, has no schema, or is behind this release.
+            PoolUnavailableError: the connections for reading are silent, or none becomes free.
+        """
+        await asyncio.gather(self.schema.check(), self.reads.probe())
 
     @asynccontextmanager
     async def __call__(self, *, autocommit: bool = False, read: bool = False) -> AsyncIterator[AsyncSession]:

@@ -45,7 +45,8 @@ class Settings(BaseSettings):
         default=10,
         ge=1,
         le=1000,
-        description="Connections of each process for requests; on SQLite, for those that read.",
+        description="Connections of each process for requests: on SQLite for those that read, on Postgres half of them"
+        " for those that write.",
     )
     queue_size: int = Field(
         default=1024,

@@ -62,6 +62,35 @@ def parse_url(text: str) -> URL:
     return url
 
 
+def split_hosts(url: URL) -> list[URL]:
+    """Return a URL for each of the hosts of a Postgres URL."""
+    hosts, ports = _hosts_and_ports(url)
+    if len(hosts) == 1 or url.query.get("target_session_attrs") == "prefer-standby":  # which needs to know them all
+        return [url]
+    if len(ports) == 1:
+        ports *= len(hosts)
+    rest = {name: value for name, value in url.query.items() if name not in {"host", "port"}}
+    return [
+        URL.create(
+            url.drivername,
+            url.username,
+            url.password,
+            database=url.database,
+            query={**rest, "host": host, **({"port": port} if port else {})},
+        )
+        for host, port in zip(hosts, ports, strict=True)
+    ]
+
+
+def _hosts_and_ports(url: URL) -> tuple[list[str], list[str]]:
+    hosts, ports = url.host or url.query.get("host", ""), url.port or url.query.get("port", "")
+    return _split(hosts), _split(str(ports) if isinstance(ports, int) else ports)
+
+
+def _split(parameter: str | tuple[str, ...]) -> list[str]:
+    return (parameter if isinstance(parameter, str) else ",".join(parameter)).split(",")
+
+
 def _check_sqlite(url: URL) -> None:
     if url.query:
         raise ValueError(f"the parameter {next(iter(url.query))!r} is not supported: a SQLite URL takes none")
@@ -86,5 +115,8 @@ def _check_postgres(url: URL) -> None:
     ports = str(url.query.get("port", url.port or 5432))
     if not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports.split(",")):
         raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")
+    hosts, given_ports = _hosts_and_ports(url)
+    if len(given_ports) not in {1, len(hosts)}:
+        raise ValueError("give one port, or one for each host")
     if "@" in (url.host or ""):
         raise ValueError("write an @ in the user name or password as %40")

@@ -131,7 +131,7 @@ def describe_failure(connection: Connection) -> str:
 async def run_async_migrations() -> None:
     """Create an engine and run the migrations on one connection."""
     # On SQLite, the migration lock begins and commits the transaction.
-    options = {"isolation_level": "AUTOCOMMIT"} if SQLITE else {}
+    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"} if SQLITE else {}
     engine = build_engine(URL, SESSION, poolclass=NullPool, **options)
     try:
         async with engine.connect() as connection:

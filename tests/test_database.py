@@ -60,11 +60,11 @@ class TestPassword:
 
 class TestConnection:
     async def test_postgres_limits_every_statement_in_the_database_itself(self, postgres: URL) -> None:
-        async with opened(postgres) as database:
-            for engine in (database.writes, database.reads, database.probes):
-                async with engine.connect() as connection:
-                    assert await connection.scalar(text("SHOW lock_timeout")) == "3s"
-                    assert await connection.scalar(text("SHOW statement_timeout")) == "7s"
+        database = opened(postgres)
+        for engine in (database.writes, database.reads):
+            async with engine.connect() as connection:
+                assert await connection.scalar(text("SHOW lock_timeout")) == "3s"
+                assert await connection.scalar(text("SHOW statement_timeout")) == "7s"
 
     async def test_what_the_url_says_to_postgres_counts(self, postgres: URL) -> None:
         query = {
@@ -73,20 +73,20 @@ class TestConnection:
             "options": "-c statement_timeout=9000",
             "sslmode": "prefer",
         }
-        async with opened(postgres.update_query_dict(query)) as database, database.writes.connect() as connection:
+        async with opened(postgres.update_query_dict(query)).writes.connect() as connection:
             assert await connection.scalar(text("SHOW statement_timeout")) == "9s"
             assert await connection.scalar(text("SHOW application_name")) == "ours"
 
     async def test_sqlite_is_set_up_for_many_readers_beside_a_writer(self, tmp_path: Path) -> None:
-        async with opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database:
-            async with database.writes.connect() as connection:
-                assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
-                assert await connection.scalar(text("PRAGMA synchronous")) == 2
-                assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
-                assert await connection.scalar(text("PRAGMA wal_autocheckpoint")) == 10_000
-            for engine in (database.writes, database.reads, database.probes):
-                async with engine.connect() as connection:
-                    assert await connection.scalar(text("PRAGMA busy_timeout")) == 3000
+        database = opened(parse_url(f"sqlite:///{tmp_path}/x.db"))
+        async with database.writes.connect() as connection:
+            assert await connection.scalar(text("PRAGMA journal_mode")) == "wal"
+            assert await connection.scalar(text("PRAGMA synchronous")) == 2
+            assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
+            assert await connection.scalar(text("PRAGMA wal_autocheckpoint")) == 10_000
+        for engine in (database.writes, database.reads):
+            async with engine.connect() as connection:
+                assert await connection.scalar(text("PRAGMA busy_timeout")) == 3000
 
     async def test_to_look_at_a_sqlite_file_does_not_change_it(self, tmp_path: Path) -> None:
         path = tmp_path / "x.db"
@@ -99,8 +99,8 @@ class TestConnection:
         assert path.read_bytes() == before
 
     async def test_a_reader_on_sqlite_waits_for_no_writer_and_can_not_write(self, tmp_path: Path) -> None:
+        database = opened(parse_url(f"sqlite:///{tmp_path}/x.db"))
         async with (
-            opened(parse_url(f"sqlite:///{tmp_path}/x.db")) as database,
             database.writes.connect() as writer,
             database.reads.connect() as reader,
         ):
@@ -112,33 +112,33 @@ class TestConnection:
                 await reader.execute(text("INSERT INTO t VALUES (2)"))
 
     async def test_the_text_of_a_database_error_holds_no_parameters(self, url: URL) -> None:
-        async with opened(url) as database:
-            for engine in (database.writes, database.reads):
-                async with engine.connect() as connection:
-                    with pytest.raises(DBAPIError) as failure:
-                        await connection.execute(text("SELECT no_such_function(:secret)"), {"secret": "Dive Wilson"})
-                    assert "Dive Wilson" not in str(failure.value)
+        database = opened(url)
+        for engine in (database.writes, database.reads):
+            async with engine.connect() as connection:
+                with pytest.raises(DBAPIError) as failure:
+                    await connection.execute(text("SELECT no_such_function(:secret)"), {"secret": "Dive Wilson"})
+                assert "Dive Wilson" not in str(failure.value)
 
     async def test_in_autocommit_a_statement_is_all_that_is_sent(self, url: URL) -> None:
         statements: list[str] = []
-        async with opened(url) as database:
-            for engine in (database.writes, database.reads):
-                event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
-                async with engine.connect() as connection:
-                    driver = (await connection.get_raw_connection()).driver_connection
-                    await connection.run_sync(set_autocommit, autocommit=True)
-                    await connection.execute(text("SELECT 1"))
-                    assert is_open(driver)
-                    assert not in_transaction(driver)
-                    await connection.execute(text("BEGIN"))
-                    assert in_transaction(driver)
-                    await connection.invalidate()
-                    assert not is_open(driver)
-                    assert not in_transaction(driver)
+        database = opened(url)
+        for engine in (database.writes, database.reads):
+            event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
+            async with engine.connect() as connection:
+                driver = (await connection.get_raw_connection()).driver_connection
+                await connection.run_sync(set_autocommit, autocommit=True)
+                await connection.execute(text("SELECT 1"))
+                assert is_open(driver)
+                assert not in_transaction(driver)
+                await connection.execute(text("BEGIN"))
+                assert in_transaction(driver)
+                await connection.invalidate()
+                assert not is_open(driver)
+                assert not in_transaction(driver)
         assert {*statements} == {"SELECT 1", "BEGIN"}
 
     async def test_a_connection_can_be_switched_from_autocommit_to_transactions_and_back(self, url: URL) -> None:
-        async with opened(url) as database, database.writes.connect() as connection:
+        async with opened(url).writes.connect() as connection:
             driver = (await connection.get_raw_connection()).driver_connection
             for autocommit in (True, False, True):
                 await connection.run_sync(set_autocommit, autocommit=autocommit)
@@ -148,15 +148,15 @@ class TestConnection:
 
     async def test_a_transaction_on_sqlite_has_the_write_lock_from_its_beginning(self, sqlite_url: URL) -> None:
         begun: list[str] = []
-        async with opened(sqlite_url) as database:
-            for engine in (database.writes, database.reads):
-                event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: begun.append(args[2]))
-                async with engine.connect() as connection:
-                    await connection.execute(text("SELECT 1"))
+        database = opened(sqlite_url)
+        for engine in (database.writes, database.reads):
+            event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: begun.append(args[2]))
+            async with engine.connect() as connection:
+                await connection.execute(text("SELECT 1"))
         assert begun == ["BEGIN IMMEDIATE", "SELECT 1", "BEGIN", "SELECT 1"]
 
     async def test_a_failed_transaction_raises_before_its_commit(self, postgres_url: URL) -> None:
-        async with opened(postgres_url) as database, database.writes.connect() as connection:
+        async with opened(postgres_url).writes.connect() as connection:
             await connection.run_sync(raise_if_failed)
             with pytest.raises(DBAPIError):
                 await connection.execute(text("nonsense"))

@@ -4,6 +4,7 @@ Each private name that app/drivers.py lists has a test here that fails when an u
 """
 
 import asyncio
+import socket
 import sqlite3
 import threading
 from collections.abc import AsyncIterator
@@ -21,7 +22,8 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from app.database import Database, build_engine
-from app.drivers import SQLiteConnection, await_only, before_response, busy_check
+from app.drivers import KEEPALIVE, SQLiteConnection, await_only, before_response, busy_check
+from tests.support.relay import relay
 
 ROWS = [(1, "one"), (2, None), (3, "três")]
 
@@ -179,10 +181,9 @@ class TestStaleStatements:
     READ = text("SELECT * FROM hero")
 
     @pytest.fixture
-    async def database(self, postgres_url: URL) -> AsyncIterator[Database]:
+    def database(self, postgres_url: URL) -> Database:
         """The engines of a migrated database."""
-        async with Database(postgres_url, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL") as database:
-            yield database
+        return Database(postgres_url, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL")
 
     async def migrate(self, database: Database, kind: str = "bigint") -> None:
         """Change a column from another connection."""
@@ -238,3 +239,16 @@ async def test_work_before_the_response_runs_between_the_handler_and_the_respons
     async with httpx.AsyncClient(transport=transport, base_url="http://heroes.test") as client:
         await client.get("/")
     assert steps == ["handler", "work", "http.response.start", "http.response.body"]
+
+
+async def test_a_connection_over_tcp_notices_that_the_server_is_gone(postgres_url: URL) -> None:
+    with relay(postgres_url) as opened:
+        engine = build_engine(opened.url, {})
+        async with engine.connect() as connection:
+            driver = (await connection.get_raw_connection()).driver_connection
+            assert driver is not None
+            connected = driver._transport.get_extra_info("socket")  # noqa: SLF001 - asyncpg offers no other way to look
+            assert connected.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
+            for name, value in KEEPALIVE.items():
+                assert connected.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
+        await engine.dispose()

@@ -7,6 +7,7 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
+import app.pool
 from app.main import create_app
 from app.schema import TIME_LIMIT
 from app.settings import Settings
@@ -74,3 +75,20 @@ async def test_readiness_does_not_wait_for_a_pooled_connection(url: URL) -> None
         assert (await client.get("/readyz")).status_code == 200
         for pool, connection in acquired:
             pool.release(connection)
+
+
+async def test_a_service_whose_requests_get_no_connection_is_not_ready(
+    url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(app.pool, "STALL_TIMEOUT", 0)
+    service = create_app(Settings(database_url=url, pool_size=1))
+    async with running(service) as client, asyncio.timeout(TIMEOUT):
+        reads = service.state.sessionmaker.reads
+        acquired = await reads.acquire()
+        waiting = asyncio.create_task(client.get("/heroes/"))
+        await asyncio.sleep(0.1)
+        response = await client.get("/readyz")
+        assert (response.status_code, response.json()["detail"]) == (503, "No database connection becomes free.")
+        reads.release(acquired)
+        assert (await waiting).status_code == 200
+        assert (await client.get("/readyz")).status_code == 200

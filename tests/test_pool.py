@@ -12,7 +12,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 import app.pool
 from app.database import Database
-from app.pool import ConnectionPool, PooledConnection, PoolUnavailableError
+from app.pool import ConnectionPool, PoolUnavailableError
+from app.pooled_connection import PooledConnection
 from app.urls import is_sqlite
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
@@ -28,14 +29,14 @@ async def open_pool(
     url: URL, *, size: int = 1, queue_size: int = 100, queue_timeout: float = 60
 ) -> AsyncIterator[ConnectionPool]:
     """Yield a pool of connections that write."""
-    async with Database(url, lock_timeout=5, statement_timeout=30, sqlite_synchronous="NORMAL") as database:
-        pool = ConnectionPool(database.writes, size=size, queue_size=queue_size, queue_timeout=queue_timeout)
-        try:
-            async with asyncio.timeout(TIMEOUT):
-                yield pool
-        finally:
-            async with asyncio.timeout(TIMEOUT):
-                await pool.close()
+    database = Database(url, lock_timeout=5, statement_timeout=30, sqlite_synchronous="NORMAL")
+    pool = ConnectionPool(database.writes, size=size, queue_size=queue_size, queue_timeout=queue_timeout)
+    try:
+        async with asyncio.timeout(TIMEOUT):
+            yield pool
+    finally:
+        async with asyncio.timeout(TIMEOUT):
+            await pool.close()
 
 
 @asynccontextmanager

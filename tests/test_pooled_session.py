@@ -264,7 +264,7 @@ class TestSession:
                 assert await session.scalar(PID) == before
 
     async def test_two_tasks_on_one_session_are_refused_and_lose_no_slot(self, url: URL) -> None:
-        async with serving(url, pool_size=3) as (_, sessionmaker), sessionmaker(read=True) as session:
+        async with serving(url, pool_size=6) as (_, sessionmaker), sessionmaker(read=True) as session:
             errors = await asyncio.gather(*(session.exec(select(Hero)) for _ in range(3)), return_exceptions=True)
             assert any("Two tasks use one session" in str(error) for error in errors)
             assert sessionmaker.reads.free >= 2

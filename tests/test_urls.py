@@ -2,7 +2,7 @@
 
 import pytest
 
-from app.urls import parse_url
+from app.urls import parse_url, split_hosts
 from tests.support.processes import render_url
 
 
@@ -45,6 +45,7 @@ def test_a_supported_url_is_normalized(given: str, normalized: str) -> None:
         ("postgresql://u:hunter2@h:99999/d", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h&port=0", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h&port=5432,x", "from 1 to 65535"),
+        ("postgresql:///hunter2?host=h,i&port=1,2,3", "one for each host"),
         ("postgresql://u:hunter2@h[/d?host=/x", "not a URL"),
         ("postgresql://u:hunter2@h/d?options=-ca%3D1&options=-cb%3D1", "'options' is given twice"),
         ("sqlite://", ":memory:"),
@@ -62,3 +63,29 @@ def test_an_unsupported_url_is_refused_with_a_reason_that_does_not_contain_it(ur
     with pytest.raises(ValueError, match=reason) as refusal:
         parse_url(url)
     assert "hunter2" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("given", "split"),
+    [
+        ("postgresql://u:p@h:1/d", ["postgresql://u:p@h:1/d"]),
+        ("postgresql:///d?host=/run/postgresql", ["postgresql:///d?host=/run/postgresql"]),
+        ("postgresql://u:p@h,i/d", ["postgresql://u:p@/d?host=h", "postgresql://u:p@/d?host=i"]),
+        ("postgresql:///d?host=h:1&host=[::1]:2", ["postgresql:///d?host=h:1", "postgresql:///d?host=[::1]:2"]),
+        ("postgresql:///d?host=h,i&port=1,2", ["postgresql:///d?host=h&port=1", "postgresql:///d?host=i&port=2"]),
+        ("postgresql:///d?host=h,i&port=7", ["postgresql:///d?host=h&port=7", "postgresql:///d?host=i&port=7"]),
+        (
+            "postgresql:///d?host=h,i&target_session_attrs=primary",
+            [
+                "postgresql:///d?target_session_attrs=primary&host=h",
+                "postgresql:///d?target_session_attrs=primary&host=i",
+            ],
+        ),
+        (
+            "postgresql:///d?host=h,i&target_session_attrs=prefer-standby",
+            ["postgresql:///d?host=h,i&target_session_attrs=prefer-standby"],
+        ),
+    ],
+)
+def test_a_url_of_several_hosts_is_split_into_one_for_each(given: str, split: list[str]) -> None:
+    assert [render_url(url) for url in split_hosts(parse_url(given))] == [render_url(parse_url(url)) for url in split]
