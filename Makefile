@@ -11,8 +11,12 @@ UVICORN := uvicorn app.main:app --timeout-keep-alive 75 --timeout-graceful-shutd
 # The installed nginx, or one that is unpacked here: installing the package would start a server.
 NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/nginx)
 
-# One process per CPU, each with its own Postgres; at most four, to limit memory.
-PARALLEL := --numprocesses logical --maxprocesses 4
+# One process per CPU, each with its own Postgres; at most four, to limit memory. Each starts with a run of neighbouring
+# tests, so that fixtures of a module or of a kind of database are mostly created once.
+PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
+
+# The tests start hundreds of processes, and each would compile the service, the tests and the migrations again.
+unexport PYTHONDONTWRITEBYTECODE
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 

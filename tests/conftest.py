@@ -94,6 +94,14 @@ def url(databases: Databases) -> Iterator[URL]:
     databases.drop(url)
 
 
+@pytest.fixture(scope="module")
+def module_url(databases: Databases) -> Iterator[URL]:
+    """A database at head, which the tests of a module share: no test may depend on what others have written."""
+    url = databases.migrated()
+    yield url
+    databases.drop(url)
+
+
 @pytest.fixture
 async def app(url: URL) -> FastAPI:
     """The app on a migrated database, before its startup."""

@@ -56,13 +56,13 @@ async def test_where_no_body_is_read_its_length_does_not_matter(client: httpx.As
     assert (await client.get("/heroes/1")).status_code == 404
 
 
-@pytest.fixture
-def running(url: URL) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+@pytest.fixture(scope="module")
+def running(module_url: URL) -> Iterator[tuple[httpx.Client, psutil.Process]]:
     """A server, and its process."""
     port = free_port()
     command = ("uvicorn", "app.main:app", "--port", str(port))
     before = set(psutil.Process(os.getpid()).children())
-    with server(*command, port=port, changes={"DATABASE_URL": render_url(url)}) as client:
+    with server(*command, port=port, changes={"DATABASE_URL": render_url(module_url)}) as client:
         (process,) = set(psutil.Process(os.getpid()).children()) - before
         yield client, process
 

