@@ -306,9 +306,9 @@ class TestMounts:
             client.base_url = client.base_url.join("/api")
             check_links(client, "/api")
 
-    def test_the_paths_in_responses_have_the_root_path_of_the_server(self, url: URL, tmp_path: Path) -> None:
+    def test_the_paths_in_responses_have_the_root_path_of_the_server(self, sqlite_url: URL, tmp_path: Path) -> None:
         with (
-            running_service(url, tmp_path / "log", "--root-path", "/api") as service,
+            running_service(sqlite_url, tmp_path / "log", "--root-path", "/api") as service,
             httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client,
         ):
             check_links(client, "/api")

@@ -131,6 +131,7 @@ def test_any_bytes_get_400_or_a_closed_connection(ports: tuple[int, int], reques
             assert response == b"" or response.startswith(b"HTTP/1.1 400 ")
 
 
+@pytest.mark.slow
 def test_responses_conform_to_the_schema(url: URL) -> None:
     """Run all checks of Schemathesis, including its stateful ones."""
     port = free_port()

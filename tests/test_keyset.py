@@ -247,8 +247,9 @@ class TestColumns:
         assert kept
         response = await client.get(f"/items/?{query}&count=exact&limit=0")
         assert response.headers["X-Total-Count"] == str(len(kept))
+        limit = len(kept) // 3  # three pages or more
         for sort in (*SORTS, *(f"-{name}" for name in SORTS)):
-            found = await walk(client, f"/items/?{query}&sort={sort}&limit=4")
+            found = await walk(client, f"/items/?{query}&sort={sort}&limit={limit}")
             assert [item["id"] for item in found] == expected(sort, kept), sort
 
     async def test_an_export_is_written_by_the_response_model(

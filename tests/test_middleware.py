@@ -112,8 +112,8 @@ class TestHead:
         got, head = await client.get(path, headers=headers), await client.head(path, headers=headers)
         assert (head.status_code, head.headers, head.content) == (got.status_code, got.headers, b"")
 
-    def test_a_connection_stays_usable_after_a_head(self, url: URL, tmp_path: Path) -> None:
-        with running_service(url, tmp_path / "log") as service, connections(service.port, 1) as (connection,):
+    def test_a_connection_stays_usable_after_a_head(self, sqlite_url: URL, tmp_path: Path) -> None:
+        with running_service(sqlite_url, tmp_path / "log") as service, connections(service.port, 1) as (connection,):
             for _ in range(3):
                 connection.sendall(request_head("HEAD /heroes/export"))
                 with closing(HTTPResponse(connection, method="HEAD")) as response:

@@ -41,15 +41,13 @@ def test_each_documented_command_serves(url: URL, arguments: tuple[str, ...]) ->
         assert_serves(client)
 
 
-def test_two_workers_share_a_new_sqlite_file_from_their_first_request(databases: Any) -> None:
-    url = databases.migrated()
+def test_two_workers_share_a_new_sqlite_file_from_their_first_request(sqlite_url: URL) -> None:
     port = free_port()
     arguments = ("uvicorn", "app.main:app", "--workers", "2", "--port", str(port))
-    with server(*arguments, port=port, changes={"DATABASE_URL": render_url(url)}):
+    with server(*arguments, port=port, changes={"DATABASE_URL": render_url(sqlite_url)}):
         for _ in range(20):  # on a new connection each, so that both workers accept some
             response = httpx.post(f"http://127.0.0.1:{port}/heroes/", json=DEADPOND)
             assert response.status_code == 200
-    databases.drop(url)
 
 
 def test_make_run_upgrades_the_file_in_the_working_directory_and_serves_its_rows(tmp_path: Path) -> None:

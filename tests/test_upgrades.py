@@ -235,6 +235,7 @@ class TestConcurrentUpgrades:
         assert revision_of(half_url) == HEAD
         assert heroes(half_url) == before
 
+    @pytest.mark.slow
     def test_an_upgrade_succeeds_when_another_one_continues_after_it(self, url: URL, tmp_path: Path) -> None:
         stopped = (*INTERRUPTED, "stopped", "UPDATE alembic_version", *RENAME, "rename_1")
         with started(url, tmp_path / "first", *stopped) as first:
