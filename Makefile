@@ -15,8 +15,8 @@ NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/
 # tests, so that fixtures of a module or of a kind of database are mostly created once.
 PARALLEL := --numprocesses logical --maxprocesses 4 --dist worksteal
 
-# The tests start hundreds of processes, and each would compile the service, the tests and the migrations again.
-unexport PYTHONDONTWRITEBYTECODE
+# The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
+test test-slow test-proxy: export PYTHONDONTWRITEBYTECODE :=
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
