@@ -20,4 +20,4 @@ EXPOSE 8000
 HEALTHCHECK --start-period=5s --start-interval=1s --interval=10s --timeout=3s \
     CMD ["python", "-c", "import urllib.request as r; r.urlopen('http://127.0.0.1:8000/livez', timeout=2)"]
 # The launch configuration. The Makefile has the same; a test compares them.
-CMD ["uvicorn", "app.main:app", "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "20", "--host", "0.0.0.0"]
+CMD ["uvicorn", "app.main:app", "--http", "app.protocol:StrictHTTPProtocol", "--ws", "none", "--timeout-keep-alive", "75", "--timeout-graceful-shutdown", "20", "--host", "0.0.0.0"]

@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 # The launch configuration. The Dockerfile has the same; a test compares them.
 # Keep-alive is longer than that of a load balancer (60 s), so that the server never closes a connection first.
-UVICORN := uvicorn app.main:app --timeout-keep-alive 75 --timeout-graceful-shutdown 20
+UVICORN := uvicorn app.main:app --http app.protocol:StrictHTTPProtocol --ws none --timeout-keep-alive 75 --timeout-graceful-shutdown 20
 
 # The installed nginx, or one that is unpacked here: installing the package would start a server.
 NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/nginx)

@@ -35,7 +35,7 @@ PROBLEMS = {
     404: ("not-found", "The resource does not exist."),
     405: ("method-not-allowed", "The resource does not support this method."),
     409: ("conflict", "The request conflicts with stored data."),
-    412: ("precondition-failed", "The resource has changed."),
+    412: ("precondition-failed", "The resource does not have the version that the request requires."),
     413: ("too-large", "The body is too large."),
     422: ("invalid-input", "The request is not valid."),
     500: ("unexpected", "An unexpected error."),

@@ -4,27 +4,38 @@ import re
 from typing import Any, TypeVar, cast
 
 from fastapi import HTTPException
-from sqlalchemy import Column, Delete, Select, Update
+from sqlalchemy import Column, Delete, Select, Update, false
 from starlette.datastructures import Headers
 
+from app.inputs import INT64
 from app.openapi import request_headers
 
 Guarded = TypeVar("Guarded", bound=Select[Any] | Update | Delete)
 
 MAX_ETAGS = 100
 MEMBER = re.compile(r'[ \t]*(?:(W/)?"([\x21\x23-\x7e\x80-\xff]*)"[ \t]*)?(?:,|$)')
-VERSION = re.compile(r"[1-9][0-9]{0,17}")
+VERSION = re.compile(r"[1-9][0-9]{0,18}")
 
-# `openapi_extra` of operations that call `where_if_match` and `matches_if_none_match`.
-IF_MATCH = request_headers(If_Match=("Change the row only if it still has one of these ETags.", '"1"'))
-IF_NONE_MATCH = request_headers(If_None_Match=("Leave the body out if the row has one of these ETags.", '"1"'))
+IF_MATCH = ("Only if the row has one of these ETags, else 412.", '"1"')
+# `openapi_extra` of operations that call `where_preconditions`, and of reads.
+WRITE_PRECONDITIONS = request_headers(
+    If_Match=IF_MATCH, If_None_Match=("Only if the row has none of these ETags, else 412.", '"1"')
+)
+READ_PRECONDITIONS = request_headers(
+    If_Match=IF_MATCH, If_None_Match=("Leave the body out if the row has one of these ETags.", '"1"')
+)
 
 
 class PreconditionFailed(HTTPException):
-    """412: the row has another version than the client has read."""
+    """412: the row's version is not one that If-Match and If-None-Match accept."""
 
-    def __init__(self) -> None:
-        super().__init__(412, "The resource has changed: no ETag in If-Match matches its current version.")
+    def __init__(self, headers: Headers) -> None:
+        """Say which header it was. A change of the row is the reason that clients want to hear of first."""
+        if "if-match" in headers:
+            reason = "The resource has changed: no ETag in If-Match matches its current version."
+        else:
+            reason = "An ETag in If-None-Match matches the resource's current version."
+        super().__init__(412, reason)
 
 
 def format_etag(version: int) -> str:
@@ -45,22 +56,47 @@ def parse_etags(header: str) -> list[tuple[bool, str]]:
     return etags
 
 
-def where_if_match(statement: Guarded, column: Column[int], headers: Headers) -> Guarded:
-    """Restrict a statement to a row that has one of the versions in If-Match.
+def read_list(headers: Headers, name: str) -> str | None:
+    """Return a header whose lines are parts of one list, or None without it."""
+    lines = headers.getlist(name)
+    return ",".join(lines).strip() if lines else None
 
-    Weak ETags, those of other servers and a malformed list match no version, as RFC 9110 says. Nor does a list of more
-    than `MAX_ETAGS` versions.
+
+def parse_versions(header: str, *, weak: bool) -> set[int]:
+    """Return the versions that a list of ETags names; of weak ETags only if those count."""
+    versions = {int(tag) for is_weak, tag in parse_etags(header) if weak >= is_weak and VERSION.fullmatch(tag)}
+    return {version for version in versions if version <= INT64}
+
+
+def parse_if_match(header: str) -> set[int]:
+    """Return the versions that If-Match names. A list of more than `MAX_ETAGS` has none."""
+    versions = parse_versions(header, weak=False)
+    return versions if len(versions) <= MAX_ETAGS else set()
+
+
+def where_preconditions(statement: Guarded, column: Column[int], headers: Headers) -> Guarded:
+    """Restrict a statement to a row whose version If-Match and If-None-Match accept.
+
+    In If-Match weak ETags, those of other servers and a malformed list match no version, as RFC 9110 says. With more
+    than `MAX_ETAGS` versions in either header, there is no such row.
     """
-    lines = headers.getlist("if-match")
-    if not lines or ",".join(lines).strip() == "*":
-        return statement
-    versions = {int(tag) for weak, tag in parse_etags(",".join(lines)) if not weak and VERSION.fullmatch(tag)}
-    return cast(Guarded, statement.where(column.in_(versions if len(versions) <= MAX_ETAGS else ())))
+    expected, excluded = read_list(headers, "if-match"), read_list(headers, "if-none-match")
+    if expected is not None and expected != "*":
+        statement = cast(Guarded, statement.where(column.in_(parse_if_match(expected))))
+    if excluded is not None:
+        versions = parse_versions(excluded, weak=True)
+        is_open = excluded != "*" and len(versions) <= MAX_ETAGS
+        statement = cast(Guarded, statement.where(column.not_in(versions) if is_open else false()))
+    return statement
+
+
+def matches_if_match(version: int, headers: Headers) -> bool:
+    """Tell whether If-Match accepts this version, or is not there."""
+    expected = read_list(headers, "if-match")
+    return expected is None or expected == "*" or version in parse_if_match(expected)
 
 
 def matches_if_none_match(version: int, headers: Headers) -> bool:
     """Tell whether If-None-Match names this version, weak or strong."""
-    lines = headers.getlist("if-none-match")
-    if not lines:
-        return False
-    return ",".join(lines).strip() == "*" or str(version) in {tag for _, tag in parse_etags(",".join(lines))}
+    known = read_list(headers, "if-none-match")
+    return known is not None and (known == "*" or version in parse_versions(known, weak=True))

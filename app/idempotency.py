@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
 from fastapi import Header, Request, Response
+from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator
 from pydantic_core import PydanticCustomError, to_json
 from sqlalchemy import Index, bindparam, delete, tuple_, update
@@ -23,6 +24,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 LIFETIME = timedelta(hours=24)
 PURGE = 10  # expired keys that each new one deletes, so that there are never many
 VISIBLE = re.compile(r'"([\x21-\x7e]{1,255})"|([\x21-\x7e]{1,255})')
+
+SEVERAL_KEYS = {"type": "idempotency_key", "loc": ("header", "idempotency-key"), "msg": "Send one Idempotency-Key"}
 
 
 class IdempotencyRecord(SQLModel, table=True):
@@ -128,11 +131,14 @@ async def run_idempotent(
         work: what to run. If it raises, nothing is stored.
 
     Raises:
+        RequestValidationError: the request has several keys.
         KeyReusedError: the key was sent with another body.
         KeyExpiredError: the key expired while its response was read.
     """
     if key is None:
         return await work()
+    if len(request.headers.getlist("idempotency-key")) > 1:
+        raise RequestValidationError([SEVERAL_KEYS])
     now = datetime.now(UTC)
     name = {"of_scope": f"{request.method} {request.scope['path'].rstrip('/')}", "of_key": key}
     fingerprint = hashlib.sha256(to_json(body)).hexdigest()

@@ -22,6 +22,7 @@ class RequestMiddleware:
     It is one class, because each middleware costs a request some microseconds of its own.
 
     - The id is the client's own `X-Request-ID` if that is sane. It is returned, and is `request.state.request_id`.
+    - Cookies are removed: no operation reads any, and FastAPI would parse them for each.
     - HEAD runs the handler of GET and drops the body. `request.state.is_head` tells a handler that may leave work out.
     - An unhandled error is logged once, and the handler that is registered for `Exception` responds. Starlette would
       call it too, but raise the error again: uvicorn then logs it with its whole message, which can repeat values, and
@@ -42,6 +43,7 @@ class RequestMiddleware:
         state["request_id"], state["is_head"] = request_id, is_head
         if is_head:
             scope = {**scope, "method": "GET"}
+        scope = rewrite(scope)
         started = False
 
         async def send_with_id(message: Message) -> None:
@@ -63,6 +65,15 @@ class RequestMiddleware:
                 await response(scope, receive, send_with_id)
             if "http.response.debug" in scope.get("extensions", ()):  # TestClient, which raises it in the test
                 raise
+
+
+def rewrite(scope: Scope) -> Scope:
+    """Return the scope without cookies, and with a path that only its own route matches."""
+    if b"cookie" in dict(scope["headers"]):  # before Python 3.11.10 and 3.12.6 they take the square of their length
+        scope = {**scope, "headers": [header for header in scope["headers"] if header[0] != b"cookie"]}
+    if scope["path"].endswith("\n"):  # the pattern of a route ends in $, which matches before one newline, not two
+        scope = {**scope, "path": f"{scope['path']}\n"}
+    return scope
 
 
 async def handle_unexpected(request: Request, error: Exception) -> Response:

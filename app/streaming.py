@@ -1,11 +1,15 @@
 """Streaming: responses of any length, sent while they are read."""
 
+import re
 from collections.abc import AsyncIterator
 
 from fastapi import Request, Response
 from fastapi.responses import StreamingResponse
+from starlette.datastructures import Headers
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.types import Receive, Scope, Send
+
+ZERO = re.compile(r"\s*q\s*=\s*0(?:\.0*)?\s*")
 
 
 class JSONLinesResponse(StreamingResponse):
@@ -33,4 +37,16 @@ class JSONLinesResponse(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response. It is compressed in a thread: a chunk takes longer than other requests should wait."""
+        # The middleware only looks for the word gzip in the header.
+        coding = b"gzip" if accepts_gzip(Headers(scope=scope)) else b"identity"
+        scope = {**scope, "headers": [(b"accept-encoding", coding)]}
         await GZipMiddleware(super().__call__, compresslevel=6, thread_minimum_size=0)(scope, receive, send)
+
+
+def accepts_gzip(headers: Headers) -> bool:
+    """Tell whether Accept-Encoding accepts gzip, by its name or by `*`, with a weight that is not 0."""
+    accepted = {}
+    for member in ",".join(headers.getlist("accept-encoding")).lower().split(","):
+        coding, _, weight = member.partition(";")
+        accepted[coding.strip()] = not ZERO.fullmatch(weight)
+    return accepted.get("gzip", accepted.get("*", False))

@@ -10,7 +10,15 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from starlette.convertors import StringConvertor, register_url_convertor
 
 from app.admission import AdmissionRoute
-from app.etags import IF_MATCH, IF_NONE_MATCH, PreconditionFailed, format_etag, matches_if_none_match, where_if_match
+from app.etags import (
+    READ_PRECONDITIONS,
+    WRITE_PRECONDITIONS,
+    PreconditionFailed,
+    format_etag,
+    matches_if_match,
+    matches_if_none_match,
+    where_preconditions,
+)
 from app.heroes.models import HeroCreate, HeroDeleted, HeroPublic, HeroUpdate
 from app.heroes.queries import HEROES, PUBLIC, HeroFilters, HeroQuery
 from app.idempotency import IdempotencyKey, StoredResponse, run_idempotent
@@ -68,14 +76,16 @@ FIELDS = tuple(HeroPublic.model_fields)
 @router.get(
     "/{hero_id:hero}",
     response_model=HeroPublic,
-    responses=error_responses(404) | NOT_MODIFIED | response_headers("ETag"),
-    openapi_extra=IF_NONE_MATCH,
+    responses=error_responses(404, 412) | NOT_MODIFIED | response_headers("ETag"),
+    openapi_extra=READ_PRECONDITIONS,
 )
 async def read_hero(hero_id: HeroId, request: Request, session: ReadSessionDep) -> Response:
     """Read one hero."""
     hero: HeroRow | None = (await session.exec(READ, params={"hero_id": hero_id})).one_or_none()
     if hero is None:
         raise HeroNotFound
+    if not matches_if_match(hero.version, request.headers):
+        raise PreconditionFailed(request.headers)
     if matches_if_none_match(hero.version, request.headers):
         return Response(status_code=304, headers={"ETag": format_etag(hero.version)})
     return respond(hero)
@@ -110,23 +120,23 @@ async def create_hero(
     "/{hero_id:hero}",
     response_model=HeroPublic,
     responses=error_responses(400, 404, 412, 413) | response_headers("ETag"),
-    openapi_extra=IF_MATCH,
+    openapi_extra=WRITE_PRECONDITIONS,
     max_body_size=MAX_BODY_SIZE,
 )
 async def update_hero(hero_id: HeroId, hero: HeroUpdate, request: Request, session: AutocommitSessionDep) -> Response:
     """Change the fields of a hero that are sent. The others stay as they are."""
     changes = hero.model_dump()
-    statement = where_if_match(UPDATE if changes else READ, HEROES.c.version, request.headers)
+    statement = where_preconditions(UPDATE if changes else READ, HEROES.c.version, request.headers)
     updated = (await session.exec(statement, params={"hero_id": hero_id, **changes})).one_or_none()
     if updated is None:
         raise await missing_or_stale(session, hero_id, request)
     return respond(updated)
 
 
-@router.delete("/{hero_id:hero}", responses=error_responses(404, 412), openapi_extra=IF_MATCH)
+@router.delete("/{hero_id:hero}", responses=error_responses(404, 412), openapi_extra=WRITE_PRECONDITIONS)
 async def delete_hero(hero_id: HeroId, request: Request, session: AutocommitSessionDep) -> HeroDeleted:
     """Delete a hero. Of several concurrent requests to delete it, exactly one succeeds."""
-    statement = where_if_match(DELETE, HEROES.c.version, request.headers)
+    statement = where_preconditions(DELETE, HEROES.c.version, request.headers)
     if (await session.exec(statement, params={"hero_id": hero_id})).one_or_none() is None:
         raise await missing_or_stale(session, hero_id, request)
     return HeroDeleted(ok=True)
@@ -165,9 +175,10 @@ class HeroNotFound(HTTPException):
 
 
 async def missing_or_stale(session: AsyncSession, hero_id: int, request: Request) -> HTTPException:
-    """Tell why a statement found no hero: it does not exist, or has another version than If-Match names."""
-    if "if-match" in request.headers and (await session.exec(READ, params={"hero_id": hero_id})).one_or_none():
-        return PreconditionFailed()
+    """Tell why a statement found no hero: it does not exist, or has a version that a precondition excludes."""
+    is_conditional = "if-match" in request.headers or "if-none-match" in request.headers
+    if is_conditional and (await session.exec(READ, params={"hero_id": hero_id})).one_or_none():
+        return PreconditionFailed(request.headers)
     return HeroNotFound()
 
 
