@@ -11,6 +11,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
+from tests.support.sql import execute
 
 HERO = DEADPOND | {"age": 30}
 
@@ -70,6 +71,34 @@ class TestIfNoneMatch:
     async def test_a_missing_hero_is_404(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/heroes/9", headers={"If-None-Match": "*"})).status_code == 404
 
+    @pytest.mark.parametrize("header", ['"2"', 'W/"2"', "*", '"1", "2"'])
+    async def test_a_write_with_the_current_etag_is_412(
+        self, client: httpx.AsyncClient, path: str, header: str
+    ) -> None:
+        for method, body in (("PATCH", {"age": 40}), ("PATCH", {}), ("DELETE", None)):
+            response = await client.request(method, path, json=body, headers={"If-None-Match": header})
+            assert response.status_code == 412, (method, body)
+            assert response.json() == {"detail": "An ETag in If-None-Match matches the resource's current version."}
+        assert (await client.get(path)).json()["age"] == 31
+
+    @pytest.mark.parametrize("header", ['"1"', 'W/"3"', "", '"x"', f'"{"9" * 40}"', '"9223372036854775808"'])
+    async def test_a_write_without_the_current_etag_succeeds(
+        self, client: httpx.AsyncClient, path: str, header: str
+    ) -> None:
+        headers = {"If-None-Match": header}
+        assert (await client.patch(path, json={}, headers=headers)).status_code == 200
+        assert (await client.patch(path, json={"name": "x"}, headers={"If-None-Match": '"1"'})).status_code == 200
+        assert (await client.delete(path, headers={"If-None-Match": '"2"'})).status_code == 200
+
+    async def test_a_write_with_a_list_longer_than_the_limit_is_412(self, client: httpx.AsyncClient, path: str) -> None:
+        others = ",".join(f'"{number}"' for number in range(3, MAX_ETAGS + 4))
+        assert (await client.delete(path, headers={"If-None-Match": others})).status_code == 412
+
+    async def test_a_write_to_a_missing_hero_is_404(self, client: httpx.AsyncClient) -> None:
+        for method in ("PATCH", "DELETE"):
+            response = await client.request(method, "/heroes/9", json={"age": 1}, headers={"If-None-Match": "*"})
+            assert response.status_code == 404
+
 
 MALFORMED_LISTS = ['w/"2"', 'x"2"', '"2"x', '"1" "2"', '"a b"2"c d"', 'garbage "2"', '"2", garbage']
 
@@ -96,13 +125,38 @@ class TestIfMatch:
             }
         assert (await client.get(path)).json()["age"] == 31
 
+    @pytest.mark.parametrize("header", ['"1"', 'W/"2"', "", f'"{"9" * 40}"', *MALFORMED_LISTS])
+    async def test_a_read_without_the_current_etag_is_412(
+        self, client: httpx.AsyncClient, path: str, header: str
+    ) -> None:
+        for method in ("GET", "HEAD"):
+            headers = {"If-Match": header, "If-None-Match": '"2"'}  # If-Match comes first
+            assert (await client.request(method, path, headers=headers)).status_code == 412
+
+    @pytest.mark.parametrize("header", ['"2"', "*", '"1", "2"'])
+    async def test_a_read_with_the_current_etag_succeeds(
+        self, client: httpx.AsyncClient, path: str, header: str
+    ) -> None:
+        assert (await client.get(path, headers={"If-Match": header})).json()["id"] == 1
+        assert (await client.head(path, headers={"If-Match": header})).status_code == 200
+        headers = {"If-Match": header, "If-None-Match": '"2"'}
+        assert (await client.get(path, headers=headers)).status_code == 304
+
+    async def test_a_version_may_have_19_digits(self, client: httpx.AsyncClient, url: URL, path: str) -> None:
+        await asyncio.to_thread(execute, url, f"UPDATE hero SET version = {2**63 - 2}")
+        headers = {"If-Match": f'"{2**63 - 2}"'}
+        assert (await client.get(path, headers=headers)).status_code == 200
+        changed = await client.patch(path, json={"age": 3}, headers=headers)
+        assert (changed.status_code, changed.headers["ETag"]) == (200, f'"{2**63 - 1}"')
+        assert (await client.delete(path, headers={"If-Match": f'"{2**63}"'})).status_code == 412
+
     async def test_a_delete_with_the_current_etag_succeeds(self, client: httpx.AsyncClient, path: str) -> None:
         assert (await client.delete(path, headers={"If-Match": '"2"'})).json() == {"ok": True}
         assert (await client.delete(path, headers={"If-Match": '"2"'})).status_code == 404
 
     async def test_a_missing_hero_is_404_whatever_the_header(self, client: httpx.AsyncClient) -> None:
         for header in ("*", '"1"', "garbage"):
-            for method in ("PATCH", "DELETE"):
+            for method in ("GET", "PATCH", "DELETE"):
                 response = await client.request(method, "/heroes/9", json={"age": 1}, headers={"If-Match": header})
                 assert response.status_code == 404
 

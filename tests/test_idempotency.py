@@ -147,6 +147,18 @@ class TestKey:
         assert response.json()["detail"][0]["loc"] == ["header", "idempotency-key"]
         assert await count(client) == 0
 
+    @pytest.mark.parametrize(("path", "body"), PATHS)
+    async def test_two_lines_are_422_even_if_they_are_equal(
+        self, client: httpx.AsyncClient, path: str, body: Any
+    ) -> None:
+        for second in ("k", "l"):
+            lines = [("Idempotency-Key", "k"), ("Idempotency-Key", second)]
+            response = await client.post(path, json=body, headers=lines)
+            assert response.status_code == 422
+            (error,) = response.json()["detail"]
+            assert (error["type"], error["loc"]) == ("idempotency_key", ["header", "idempotency-key"])
+        assert await count(client) == 0
+
 
 class TestStorage:
     async def test_a_record_has_the_response_and_no_secret_name(self, client: httpx.AsyncClient, url: URL) -> None:

@@ -6,11 +6,12 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from http.client import HTTPResponse
 from pathlib import Path
+from typing import Annotated
 
 import httpx
 import pytest
 import uvicorn
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter, Cookie, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL
 
@@ -100,6 +101,31 @@ class TestRequestID:
     async def test_each_request_without_an_id_gets_its_own(self, client: httpx.AsyncClient) -> None:
         ids = {(await client.get("/livez")).headers["X-Request-ID"] for _ in range(100)}
         assert len(ids) == 100
+
+
+class TestPath:
+    @pytest.mark.parametrize("path", ["/heroes/", "/heroes", "/livez", "/docs", "/heroes/1/", "/"])
+    async def test_a_newline_at_its_end_is_not_another_spelling(self, client: httpx.AsyncClient, path: str) -> None:
+        await client.post("/heroes/", json=DEADPOND)
+        assert (await client.get(f"{path}%0A")).status_code in {404, 422}  # 422 where it is an id that is not valid
+
+    async def test_a_post_with_a_newline_at_its_end_creates_nothing(self, client: httpx.AsyncClient) -> None:
+        for path in ("/heroes/%0A", "/heroes/batch%0A", "/heroes/batch/%0A"):
+            response = await client.post(path, json=DEADPOND, headers={"Idempotency-Key": "k"})
+            assert response.status_code in {404, 405}
+        assert (await client.get("/heroes/export%0A")).status_code == 422  # not a hero's id
+        assert (await client.get("/heroes/")).json() == []
+
+
+class TestCookies:
+    async def test_a_handler_sees_none(self, app: FastAPI) -> None:
+        @app.get("/cookies")
+        async def read_cookies(request: Request, one: Annotated[str | None, Cookie()] = None) -> dict[str, object]:
+            return {"cookies": request.cookies, "one": one, "x": request.headers["X-Other"]}
+
+        async with running(app) as client:
+            headers = [("Cookie", "one=1"), ("X-Other", "y"), ("Cookie", "two=2")]
+            assert (await client.get("/cookies", headers=headers)).json() == {"cookies": {}, "one": None, "x": "y"}
 
 
 class TestHead:

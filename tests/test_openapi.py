@@ -55,7 +55,7 @@ async def request_all_responses(client: httpx.AsyncClient) -> set[Response]:
     responses |= await request(client, "GET", "/heroes/export")
     responses |= await request(client, "GET", "/heroes/export?min_age=x")
     responses |= await request(client, "GET", "/heroes/1", headers={"If-None-Match": "*"})
-    for method in ("PATCH", "DELETE"):
+    for method in ("GET", "PATCH", "DELETE"):
         responses |= await request(client, method, "/heroes/1", json=DEADPOND, headers=JSON | {"If-Match": '"99"'})
     for path in ("/heroes/1", "/heroes/99", "/heroes/x"):
         responses |= await request(client, "GET", path)

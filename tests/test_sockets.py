@@ -1,4 +1,4 @@
-"""Connections that are idle, slow or stalled, and huge request heads, without a proxy.
+"""Connections that are idle, slow or stalled, without a proxy.
 
 uvicorn limits none of these: docs/proxy.md says what does, and tests/test_proxy.py tests it.
 """
@@ -54,20 +54,6 @@ def test_idle_slow_and_stalled_connections_delay_no_other_request(service: Servi
             connection.sendall(DEADPOND_JSON[10:])
         assert [read_response(connection)[0] for connection in stalled] == [200] * len(stalled)
         assert [get_heroes(connection) for connection in idle] == [200] * len(idle)
-
-
-def test_the_service_itself_accepts_a_request_head_of_any_length(sqlite_url: URL, tmp_path: Path) -> None:
-    heads = {
-        request_head("GET /livez", X_Long="a" * 5_000_000): 200,
-        request_head("GET /livez", **{f"X-{number}": number for number in range(50_000)}): 200,
-        request_head(f"GET /{'a' * 70_000}"): 400,
-    }
-    with running_service(sqlite_url, tmp_path / "log") as service:
-        for request, status in heads.items():
-            with connections(service.port, 2) as (huge, ordinary):
-                huge.sendall(request)
-                assert read_response(huge)[0] == status
-                assert get_heroes(ordinary) == 200
 
 
 def test_each_hop_keeps_idle_connections_for_a_shorter_time_than_the_next() -> None:

@@ -85,6 +85,36 @@ async def test_each_chunk_is_a_message_that_can_be_decoded_when_it_arrives(encod
     assert (gzip.decompress if encoding == "gzip" else bytes)(b"".join(bodies)).decode() == "".join(LINES)
 
 
+@pytest.mark.parametrize(
+    "header", ["gzip", "GZIP", "br, gzip", "gzip;q=0.1", "br;q=1, gzip ; q=0.5", "*", "br, *", "identity;q=0, *;q=0.1"]
+)
+async def test_it_is_compressed_where_gzip_is_accepted(header: str) -> None:
+    response = await request(Source(LINES), encoding=header)
+    assert (response.headers["Content-Encoding"], response.headers["Vary"]) == ("gzip", "Accept-Encoding")
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "br",
+        "gzip;q=0",
+        "gzip; q=0.000",
+        "gzip ; Q = 0",
+        "br, notgzip",
+        "gzipped",
+        "gzip;q=0, *",
+        "*;q=0",
+        "br, gzip;q=0",
+    ],
+)
+async def test_it_is_not_compressed_where_gzip_is_not_accepted(header: str) -> None:
+    response = await request(Source(LINES), encoding=header)
+    assert "Content-Encoding" not in response.headers
+    assert response.headers["Vary"] == "Accept-Encoding"
+    assert response.text == "".join(LINES)
+
+
 async def test_an_error_in_the_first_chunk_is_an_error_response() -> None:
     assert (await request(Source(LINES, fails_at=0))).status_code == 503
 
