@@ -1,8 +1,8 @@
 """The HTTP protocol: uvicorn's own on httptools, for clients that are not trusted.
 
 uvicorn takes it as `--http app.protocol:StrictHTTPProtocol`. It is for what the app can't do: a middleware sees a
-request when its head is parsed. `--http h11` refuses most of this by itself, but parses a request in five times the CPU,
-120 µs more; this costs 3 to 5 µs.
+request when its head is parsed. `--http h11` refuses most of this by itself, but takes 120 µs more for a request, which
+is five times the CPU; this takes 3 to 5 µs.
 """
 
 from collections.abc import Callable, Coroutine
