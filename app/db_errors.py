@@ -9,6 +9,7 @@ class Refusal(Enum):
     """Why the database refused a statement, as far as its client is concerned."""
 
     CONFLICT = auto()  # it violates a constraint together with other rows
+    FULL = auto()  # no disk, or no id for another row, is left
     INVALID = auto()  # a value that the column can't hold
     UNAVAILABLE = auto()  # the same statement may succeed soon
 
@@ -18,6 +19,7 @@ class Refusal(Enum):
 REFUSALS = {
     "08": Refusal.UNAVAILABLE,  # the connection broke
     "22": Refusal.INVALID,  # a value that the column can't hold
+    "2200H": Refusal.FULL,  # a sequence at its end
     "23": Refusal.CONFLICT,  # a constraint
     "23502": Refusal.INVALID,  # not null
     "23514": Refusal.INVALID,  # check
@@ -25,7 +27,8 @@ REFUSALS = {
     "28": Refusal.UNAVAILABLE,  # the server does not accept the role
     "3D": Refusal.UNAVAILABLE,  # the server does not have the database
     "40": Refusal.UNAVAILABLE,  # a deadlock or a serialization failure
-    "53": Refusal.UNAVAILABLE,  # no connection, memory or disk left
+    "53": Refusal.UNAVAILABLE,  # no connection or memory left
+    "53100": Refusal.FULL,  # no disk left
     "54": Refusal.INVALID,  # a limit of the server, such as a value too large for an index
     "55P03": Refusal.UNAVAILABLE,  # a lock that could not be acquired in time
     "57": Refusal.UNAVAILABLE,  # a statement that took too long, a server that shuts down or starts up
@@ -35,7 +38,7 @@ REFUSALS = {
     "SQLITE_CONSTRAINT": Refusal.CONFLICT,
     "SQLITE_CONSTRAINT_CHECK": Refusal.INVALID,
     "SQLITE_CONSTRAINT_NOTNULL": Refusal.INVALID,
-    "SQLITE_FULL": Refusal.UNAVAILABLE,
+    "SQLITE_FULL": Refusal.FULL,  # no disk left, or AUTOINCREMENT at its end: SQLite has one code for both
     "SQLITE_IOERR": Refusal.UNAVAILABLE,
     "SQLITE_READONLY": Refusal.UNAVAILABLE,
     "SQLITE_TOOBIG": Refusal.INVALID,

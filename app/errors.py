@@ -41,7 +41,8 @@ PROBLEMS = {
     500: ("unexpected", "An unexpected error."),
     503: ("unavailable", "The service is temporarily unavailable."),
 }
-REFUSED = {Refusal.CONFLICT: 409, Refusal.INVALID: 422, Refusal.UNAVAILABLE: 503}
+REFUSED = {Refusal.CONFLICT: 409, Refusal.FULL: 503, Refusal.INVALID: 422, Refusal.UNAVAILABLE: 503}
+FULL = "The database has no room left: its disk is full, or the sequence of ids is exhausted."
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 NOT_JSON = {"type": "json_type", "loc": ["body"], "msg": "Send JSON, with Content-Type: application/json"}
 
@@ -128,8 +129,9 @@ async def handle_database_error(request: Request, error: SQLAlchemyError) -> Res
     if refusal is None:
         raise error
     status = REFUSED[refusal]
-    log.warning("%s: refused by the database: %s", name_request(request.scope), describe_error(error))
-    return respond(request, status, PROBLEMS[status][1], RETRY_AFTER if status == 503 else {})
+    detail = FULL if refusal is Refusal.FULL else PROBLEMS[status][1]
+    log.warning("%s: refused by the database: %s: %s", name_request(request.scope), describe_error(error), detail)
+    return respond(request, status, detail, RETRY_AFTER if status == 503 else {})
 
 
 async def handle_unexpected(request: Request, _: Exception) -> Response:

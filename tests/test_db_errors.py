@@ -18,16 +18,18 @@ from sqlalchemy.exc import DBAPIError, InvalidRequestError
 from app.database import build_engine
 from app.db_errors import Refusal, classify
 from app.errors import PROBLEMS
+from app.inputs import INT64
 from app.main import create_app
 from app.schema import Schema
 from app.sessions import SessionDep
 from app.settings import Settings
+from app.urls import is_sqlite
 from tests.support.alembic_commands import migrate
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
-from tests.support.sql import execute_autocommit
+from tests.support.sql import execute, execute_autocommit
 
 TABLES = [
     "CREATE TABLE parent (id INTEGER PRIMARY KEY)",
@@ -116,6 +118,24 @@ async def test_a_file_that_another_process_writes_to_is_503(sqlite_url: URL) -> 
 async def test_an_error_of_sqlite_gets_its_status(sqlite_url: URL, statements: list[str], expected: int) -> None:
     async with serving(sqlite_url) as client:
         assert await status(client, *statements) == expected
+
+
+@pytest.mark.parametrize(("path", "body"), [("/heroes/", DEADPOND), ("/heroes/batch", [DEADPOND, DEADPOND])])
+async def test_an_exhausted_sequence_of_ids_is_the_same_503_on_both_databases(
+    client: httpx.AsyncClient, url: URL, caplog: pytest.LogCaptureFixture, path: str, body: Any
+) -> None:
+    await asyncio.to_thread(
+        execute,
+        url,
+        f"INSERT INTO hero (id, name, secret_name) VALUES ({INT64}, 'Last', 'x')"
+        if is_sqlite(url)
+        else f"SELECT setval('hero_id_seq', {INT64})",
+    )
+    response = await client.post(path, json=body)
+    detail = "The database has no room left: its disk is full, or the sequence of ids is exhausted."
+    assert (response.status_code, response.json()) == (503, {"detail": detail})
+    assert response.headers["Retry-After"] == "1"
+    assert detail in caplog.text
 
 
 async def test_a_folder_that_is_gone_is_503(tmp_path: Path) -> None:
