@@ -1,6 +1,7 @@
 """Idempotency: a retried request with the same key gets the stored response, and runs once."""
 
 import asyncio
+import hashlib
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -72,7 +73,7 @@ class TestReplay:
     ) -> None:
         first = await post(client, path, body, "k")
         stored = await count(client)
-        other = json.loads(json.dumps(body).replace("Dive Wilson", "Wade Wilson"))
+        other = json.loads(json.dumps(body).replace("Deadpond", "Deadpool"))
         refused = await post(client, path, other, "k")
         assert refused.status_code == 422
         assert refused.json() == {
@@ -85,6 +86,24 @@ class TestReplay:
             ]
         }
         assert await count(client) == stored
+        assert comparable(await post(client, path, body, "k")) == comparable(first)
+
+    async def test_a_guess_of_a_secret_name_under_a_known_key_tells_nothing(
+        self, client: httpx.AsyncClient, path: str, body: Any
+    ) -> None:
+        first = await post(client, path, body, "k")
+        stored = await count(client)
+        guess = json.loads(json.dumps(body).replace("Dive Wilson", "Wade Wilson"))
+        assert comparable(await post(client, path, guess, "k")) == comparable(first)
+        assert await count(client) == stored
+
+    async def test_a_record_of_an_older_release_is_replayed(
+        self, client: httpx.AsyncClient, url: URL, path: str, body: Any
+    ) -> None:
+        """Its fingerprint was a hash of the whole body, which this release does not compute."""
+        first = await post(client, path, body, "k")
+        older = hashlib.sha256(json.dumps(body).encode()).hexdigest()
+        await asyncio.to_thread(execute, url, f"UPDATE idempotency_key SET fingerprint = '{older}'")
         assert comparable(await post(client, path, body, "k")) == comparable(first)
 
     async def test_fifty_concurrent_requests_with_one_key_run_once(self, url: URL, path: str, body: Any) -> None:
@@ -167,6 +186,15 @@ class TestStorage:
         assert (row.scope, row.key) == ("POST /heroes", "k")
         assert "Dive" not in str(row)
         assert json.loads(row.answer)[0] == '{"name":"Deadpond","age":30,"id":1}'
+
+    @pytest.mark.parametrize(("path", "body"), PATHS)
+    async def test_a_record_does_not_depend_on_the_secret_name(
+        self, client: httpx.AsyncClient, url: URL, path: str, body: Any
+    ) -> None:
+        await post(client, path, body, "k")
+        await post(client, path, json.loads(json.dumps(body).replace("Dive Wilson", "Wade Wilson")), "l")
+        rows = await asyncio.to_thread(run_in_transaction, url, lambda connection: connection.execute(KEYS).all())
+        assert len({row.fingerprint for row in rows}) == 1
 
     async def test_a_key_expires_after_24_hours_and_can_be_sent_anew(self, client: httpx.AsyncClient, url: URL) -> None:
         assert timedelta(hours=24) == LIFETIME

@@ -71,6 +71,7 @@ UPDATE = update(HEROES).where(IS_THE_HERO).values(version=HEROES.c.version + 1).
 DELETE = delete(HEROES).where(IS_THE_HERO).returning(*SHOWN)
 
 FIELDS = tuple(HeroPublic.model_fields)
+SECRETS = {"secret_name"}
 
 
 @router.get(
@@ -113,7 +114,7 @@ async def create_hero(
         headers = {"ETag": format_etag(created.version), "Location": location(request, created.id)}
         return StoredResponse(to_json(to_public(created)).decode(), headers)
 
-    return (await run_idempotent(session, request, idempotency_key, hero, create)).response()
+    return (await run_idempotent(session, request, idempotency_key, hero, create, secrets=SECRETS)).response()
 
 
 @router.patch(
@@ -155,7 +156,8 @@ async def create_heroes(
         in_order = sorted(created, key=lambda hero: hero.id)
         return StoredResponse(to_json([to_public(hero) for hero in in_order]).decode())
 
-    return (await run_idempotent(session, request, idempotency_key, heroes, create)).response()
+    secrets = {"__all__": SECRETS}  # of each item
+    return (await run_idempotent(session, request, idempotency_key, heroes, create, secrets=secrets)).response()
 
 
 @router.get("/export", response_class=Response, responses=LINES)
