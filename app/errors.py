@@ -43,6 +43,7 @@ PROBLEMS = {
 }
 REFUSED = {Refusal.CONFLICT: 409, Refusal.FULL: 503, Refusal.INVALID: 422, Refusal.UNAVAILABLE: 503}
 FULL = "The database has no room left: its disk is full, or the sequence of ids is exhausted."
+MAX_ERRORS = 100  # that a 422 lists: a batch can have thousands
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 NOT_JSON = {"type": "json_type", "loc": ["body"], "msg": "Send JSON, with Content-Type: application/json"}
 
@@ -99,12 +100,12 @@ async def handle_http_exception(request: Request, error: StarletteHTTPException)
 
 
 async def handle_validation_error(request: Request, error: RequestValidationError) -> Response:
-    """Respond with 422, without the values themselves, which FastAPI adds to each error."""
+    """Respond with 422 and the first errors, without the values themselves, which FastAPI adds to each error."""
     errors = [
         NOT_JSON
         if found["loc"] == ("body",) and isinstance(error.body, bytes)
         else {"type": found["type"], "loc": list(found["loc"]), "msg": found["msg"]}
-        for found in error.errors()
+        for found in error.errors()[:MAX_ERRORS]
     ]
     return respond(request, 422, errors)
 

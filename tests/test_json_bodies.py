@@ -1,0 +1,105 @@
+"""A JSON body that would take long to decode is refused, and leaves no memory behind."""
+
+import asyncio
+import json
+import time
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+from sqlalchemy import URL
+
+from app.heroes.routes import MAX_BATCH, MAX_BATCH_SIZE, MAX_BODY_SIZE
+from app.json_bodies import MAX_VALUES, has_more_values
+from tests.support.heroes import DEADPOND
+from tests.support.service import running_service
+
+JSON = {"Content-Type": "application/json"}
+PATHS = [("/heroes/", MAX_BODY_SIZE), ("/heroes/batch", MAX_BATCH_SIZE)]
+REFUSED = {"detail": "The body has more than 205,000 values"}
+LONGEST = DEADPOND | {"name": "," * 255, "secret_name": '\\"[,{:' * 42}
+SECONDS = 2  # the bounds are 0.15 and 0.5, on an idle machine
+
+
+def fill(size: int, opening: str, item: str, closing: str) -> bytes:
+    """Repeat an item, so that the body has almost the size."""
+    count = (size - len(opening) - len(closing)) // (len(item) + 1)
+    return (opening + ",".join([item] * count) + closing).encode()
+
+
+@pytest.mark.parametrize(("path", "size"), PATHS)
+@pytest.mark.parametrize(
+    "parts",
+    [
+        ("[", "[]", "]"),
+        ("[", "{}", "]"),
+        ("[", "0", "]"),
+        ("[", '""', "]"),
+        ("[", '{"":0}', "]"),
+        ("{", '"12345":0', "}"),
+        ("[", "[" * 99 + "]" * 99, "]"),
+        ('{"name":"x","secret_name":"x","power":[', "[[]]", "]}"),
+        ('{"name":[', "[]", "]}"),
+    ],
+)
+async def test_a_body_with_too_many_values_is_413_at_once(
+    client: httpx.AsyncClient, path: str, size: int, parts: tuple[str, str, str]
+) -> None:
+    body = fill(size, *parts)
+    wide = [body[: size // 2].decode().encode("utf-16-le")] if size == MAX_BATCH_SIZE else []
+    for content in (body, body[:-1], *wide):
+        started = time.process_time()
+        response = await client.post(path, content=content, headers=JSON)
+        assert time.process_time() - started < SECONDS
+        assert (response.status_code, response.json()) == (413, REFUSED)
+
+
+async def test_a_body_of_text_is_decoded_whatever_the_text_contains(client: httpx.AsyncClient) -> None:
+    response = await client.post("/heroes/batch", json=[LONGEST] * MAX_BATCH)
+    assert [hero["name"] for hero in response.json()] == ["," * 255] * MAX_BATCH
+
+
+async def test_unknown_fields_with_as_many_values_as_allowed_are_ignored(client: httpx.AsyncClient) -> None:
+    response = await client.post("/heroes/", json=DEADPOND | {"power": [0] * (MAX_VALUES - 20)})
+    assert response.status_code == 200
+
+
+@pytest.mark.parametrize(
+    "value", [[0] * 10, [[]] * 10, {"a": 1, "b": [2, {"c": 3}]}, ["\\", '"', ",,,", "[", '\\",'], ["[" * 99], [[[[]]]]]
+)
+@pytest.mark.parametrize("ensure_ascii", [True, False])
+def test_only_structure_outside_of_text_is_counted(value: object, *, ensure_ascii: bool) -> None:
+    def count(value: object) -> int:
+        if isinstance(value, list):
+            return max(len(value), 1) + sum(map(count, value))
+        if isinstance(value, dict):
+            return max(4 * len(value), 1) + sum(map(count, value.values()))
+        return 0
+
+    body = json.dumps(value, ensure_ascii=ensure_ascii).encode()
+    assert not has_more_values(body, count(value))
+    assert not count(value) or has_more_values(body, count(value) - 1)
+
+
+@pytest.mark.slow
+async def test_the_memory_of_a_refused_body_is_returned(sqlite_url: URL, tmp_path: Path) -> None:
+    with running_service(sqlite_url, tmp_path / "log") as service:
+        process = psutil.Process(service.process.pid)
+        before = process.memory_info().rss
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{service.port}", timeout=60) as client:
+            body = fill(MAX_BATCH_SIZE, "[", "[]", "]")
+            responses = await asyncio.gather(
+                *(client.post("/heroes/batch", content=body, headers=JSON) for _ in range(12))
+            )
+        assert {response.status_code for response in responses} == {413}
+        assert process.memory_info().rss - before < 100_000_000  # it was more than a gigabyte
+
+
+@pytest.mark.parametrize("accept", ["*/*", "application/problem+json"])
+async def test_a_422_lists_a_hundred_errors_at_most(client: httpx.AsyncClient, accept: str) -> None:
+    response = await client.post("/heroes/batch", json=[{"age": "x"}] * MAX_BATCH, headers={"Accept": accept})
+    errors = response.json().get("errors") or response.json()["detail"]
+    assert (response.status_code, len(errors)) == (422, 100)
+    assert errors[0]["loc"] == ["body", 0, "name"]
+    assert len(response.content) < 20_000
