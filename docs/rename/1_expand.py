@@ -5,7 +5,7 @@ Why: `secret_name` becomes `alias`. The release with this revision writes both c
 Locks: ACCESS EXCLUSIVE, briefly: the column is nullable without a default, so no row is rewritten.
 
 Revision ID: rename_1
-Revises: 0006
+Revises: 0007
 Create Date: 2026-11-22 18:00:01+00:00
 """
 
@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from alembic import op
 
 revision = "rename_1"
-down_revision = "0006"
+down_revision = "0007"
 branch_labels = None
 depends_on = None
 reversible = False  # downgrade() drops the aliases
