@@ -22,6 +22,7 @@ from app.logs import describe_error
 from app.middleware import name_request
 from app.pool import PoolUnavailableError
 from app.schema import SchemaUnavailableError
+from app.shutdown import ShuttingDownError
 from app.trailing_slash import other_spelling
 
 log = logging.getLogger(__name__)
@@ -84,7 +85,7 @@ def install(app: FastAPI) -> None:
     app.exception_handler(RequestValidationError)(handle_validation_error)
     app.exception_handler(SQLAlchemyError)(handle_database_error)
     app.exception_handler(KeyReusedError)(handle_key_reused)
-    for unavailable in (PoolUnavailableError, SchemaUnavailableError, KeyExpiredError):
+    for unavailable in (PoolUnavailableError, SchemaUnavailableError, KeyExpiredError, ShuttingDownError):
         app.exception_handler(unavailable)(handle_unavailable)
     app.exception_handler(Exception)(handle_unexpected)
 

@@ -2,11 +2,12 @@
 
 from typing import Literal
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
 from app.openapi import error_responses, name_operation
 from app.sessions import SessionMakerDep
+from app.shutdown import refuse_while_shutting_down
 
 router = APIRouter(tags=["health"], generate_unique_id_function=name_operation)
 
@@ -23,7 +24,7 @@ async def is_alive() -> Health:
     return Health(status="alive")
 
 
-@router.get("/readyz", responses=error_responses(503))
+@router.get("/readyz", responses=error_responses(503), dependencies=[Depends(refuse_while_shutting_down)])
 async def is_ready(sessionmaker: SessionMakerDep) -> Health:
     """Tell whether requests can be served: the database answers, and has the schema that this release needs."""
     await sessionmaker.check()

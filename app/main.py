@@ -17,6 +17,7 @@ from app.heroes import routes as heroes
 from app.middleware import RequestMiddleware
 from app.sessions import SessionMaker
 from app.settings import Settings
+from app.shutdown import handle_signals
 from app.trailing_slash import answer_both_spellings
 
 # What a page of another origin may send and read, beyond what browsers allow it anyway.
@@ -67,7 +68,8 @@ def create_app(settings: Settings) -> FastAPI:
         async with open_sessionmaker(settings) as sessionmaker:
             await sessionmaker.schema.refresh()  # so that the log says at once what is missing
             app.state.sessionmaker = sessionmaker
-            yield
+            with handle_signals(app, settings.shutdown_delay):
+                yield
             del app.state.sessionmaker
 
     app = FastAPI(title="Heroes", version="0.1.0", lifespan=lifespan)

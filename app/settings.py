@@ -81,7 +81,12 @@ class Settings(BaseSettings):
         default="NORMAL",
         description="`FULL`: committed writes on SQLite survive a power failure too, at the cost of an fsync each.",
     )
-
+    shutdown_delay: float = Field(
+        default=0,
+        ge=0,
+        le=3600,
+        description="Seconds from SIGTERM to the shutdown: `/readyz` is 503, and requests are still served.",
+    )
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(check_origins)] = Field(
         default=(),
         description="Origins whose pages may use the API in a browser, separated by commas; `*` allows all.",

@@ -1,5 +1,6 @@
-"""Requests in flight when SIGTERM arrives."""
+"""Requests in flight when SIGTERM or SIGHUP arrives, and readiness between SIGTERM and the shutdown."""
 
+import asyncio
 import json
 import signal
 import socket
@@ -8,12 +9,23 @@ from http.client import HTTPException
 from pathlib import Path
 
 import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from sqlalchemy import URL, Connection, text
 
 from tests.support.heroes import DEADPOND
 from tests.support.locks import lock_writes, write_lock
+from tests.support.polling import wait_until
 from tests.support.processes import TIMEOUT
-from tests.support.raw_http import begin_post, connections, get_heroes, read_response, send_post, wait_for_close
+from tests.support.raw_http import (
+    begin_post,
+    connections,
+    get_heroes,
+    read_response,
+    request_head,
+    send_post,
+    wait_for_close,
+)
 from tests.support.service import Service, running_service
 from tests.support.sql import run_in_transaction
 
@@ -130,3 +142,69 @@ def test_every_acknowledged_write_is_stored_when_the_limit_cancels_the_others(ur
     assert len(names_in_database) == len(set(names_in_database))
     # The write that held the session may have been committed without a response.
     assert len(names_in_database) - len(["first", *acknowledged]) <= 1
+
+
+def readiness(service: Service) -> int:
+    """Request `/readyz` on a new connection, as a balancer does, and return the status."""
+    with connections(service.port, 1) as (connection,):
+        connection.sendall(request_head("GET /readyz"))
+        return read_response(connection)[0]
+
+
+class TestDelay:
+    @BOTH_PROCESS_MODELS
+    def test_readiness_ends_before_the_listener_closes_and_requests_are_served_until_then(
+        self, sqlite_url: URL, options: tuple[str, ...], code: int, tmp_path: Path
+    ) -> None:
+        with running_service(sqlite_url, tmp_path / "log", *options, SHUTDOWN_DELAY="3") as service:
+            assert readiness(service) == 200
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: readiness(service) == 503)
+            create_first_hero(service)
+            assert "Shutting down" not in service.log.read_text()
+            assert service.process.wait(TIMEOUT) == code
+        assert "Application shutdown complete" in service.log.read_text()
+        assert stored_names(sqlite_url) == ["first"]
+
+    @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+    def test_a_second_signal_ends_it(self, sqlite_url: URL, second: signal.Signals, tmp_path: Path) -> None:
+        with running_service(sqlite_url, tmp_path / "log", SHUTDOWN_DELAY="600") as service:
+            service.process.send_signal(signal.SIGTERM)
+            wait_until(lambda: readiness(service) == 503)
+            service.process.send_signal(second)
+            assert service.process.wait(TIMEOUT) in {-second, 0}
+
+    async def test_a_lifespan_outside_of_the_main_thread_handles_no_signals(self, app: FastAPI) -> None:
+        def serve() -> int:
+            with TestClient(app) as client:
+                return client.get("/readyz").status_code
+
+        assert await asyncio.to_thread(serve) == 200
+
+
+class TestHangUp:
+    def test_every_write_in_flight_gets_its_response_and_is_stored(self, url: URL, tmp_path: Path) -> None:
+        names = [f"hero {number}" for number in range(20)]
+        with (
+            running_service(url, tmp_path / "log") as service,
+            connections(service.port, len(names)) as writing,
+        ):
+            create_first_hero(service)
+            with write_lock(url):
+                for name, connection in zip(names, writing, strict=True):
+                    begin_post(connection, len(hero(name)))
+                    connection.sendall(hero(name))
+                service.process.send_signal(signal.SIGHUP)
+                service.wait_for_log("Waiting for connections to close")
+            assert [read_created_name(connection) for connection in writing] == names
+            assert service.process.wait(TIMEOUT) == -signal.SIGHUP
+        assert stored_names(url) == sorted(["first", *names])
+
+    @pytest.mark.slow
+    def test_workers_are_replaced(self, sqlite_url: URL, tmp_path: Path) -> None:
+        with running_service(sqlite_url, tmp_path / "log", "--workers", "2") as service:
+            service.process.send_signal(signal.SIGHUP)
+            wait_until(lambda: service.log.read_text().count("Finished server process") == 2, service.log.read_text)
+            create_first_hero(service)
+            service.process.send_signal(signal.SIGTERM)
+            assert service.process.wait(TIMEOUT) == 0
