@@ -130,7 +130,7 @@ class Hosts:
         """Connect to the first host that accepts.
 
         Raises:
-            CannotConnectNowError: none does. It is an error of the database, so that it becomes a SQLAlchemyError.
+            ClientCannotConnectError: none does. It is an error of Postgres, so that it becomes a SQLAlchemyError.
         """
         refusals: list[str] = []
         timeout = CONNECT_TIMEOUT / len(self._urls)
@@ -141,12 +141,12 @@ class Hosts:
                     dsn, timeout=timeout, connection_class=KeepAliveConnection, **options
                 )
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
-                refusals.append(str(error) or "no answer in time")  # a TimeoutError says nothing
+                refusals.append(f"{type(error).__name__}: {error}" if str(error) else "no answer in time")
             else:
                 self._urls.remove(url)
                 self._urls.insert(0, url)
                 return connection
-        raise asyncpg.CannotConnectNowError("; ".join(refusals))
+        raise asyncpg.ClientCannotConnectError("; ".join(refusals))
 
 
 def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:

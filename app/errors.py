@@ -18,7 +18,7 @@ from starlette.routing import Match
 
 from app.db_errors import Refusal, classify
 from app.idempotency import KeyExpiredError, KeyReusedError
-from app.logs import describe_error
+from app.logs import Repetitions, describe_error
 from app.middleware import name_request
 from app.pool import PoolUnavailableError
 from app.schema import SchemaUnavailableError
@@ -81,6 +81,7 @@ class Problem(BaseModel):
 
 def install(app: FastAPI) -> None:
     """Let the app respond to every error in the shape that the client asks for."""
+    app.state.refusals = Repetitions(log, limit=1)
     app.exception_handler(StarletteHTTPException)(handle_http_exception)
     app.exception_handler(RequestValidationError)(handle_validation_error)
     app.exception_handler(SQLAlchemyError)(handle_database_error)
@@ -122,6 +123,7 @@ async def handle_key_reused(request: Request, error: KeyReusedError) -> Response
 
 async def handle_unavailable(request: Request, error: Exception) -> Response:
     """Respond with 503 to what may work soon."""
+    log_unavailable(request, str(error), is_logged=isinstance(error, SchemaUnavailableError | ShuttingDownError))
     return respond(request, 503, str(error), RETRY_AFTER)
 
 
@@ -132,13 +134,24 @@ async def handle_database_error(request: Request, error: SQLAlchemyError) -> Res
         raise error
     status = REFUSED[refusal]
     detail = FULL if refusal is Refusal.FULL else PROBLEMS[status][1]
-    log.warning("%s: refused by the database: %s: %s", name_request(request.scope), describe_error(error), detail)
-    return respond(request, status, detail, RETRY_AFTER if status == 503 else {})
+    description = f"refused by the database: {describe_error(error)}: {detail}"
+    if status == 503:
+        log_unavailable(request, description)
+        return respond(request, 503, detail, RETRY_AFTER)
+    log.warning("%s: %s", name_request(request.scope), description)
+    return respond(request, status, detail)
 
 
 async def handle_unexpected(request: Request, _: Exception) -> Response:
     """Respond with 500 to an error that no other handler handles. The log has it."""
     return respond(request, 500, PROBLEMS[500][1])
+
+
+def log_unavailable(request: Request, reason: str, *, is_logged: bool = False) -> None:
+    """Log the first of the requests that are refused for a reason, unless the reason is logged already."""
+    refusals: Repetitions = request.app.state.refusals
+    if refusals.should_log(reason) and not is_logged:
+        log.warning("%s: %s", name_request(request.scope), reason)
 
 
 def respond(request: Request, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,8 +1,9 @@
 """Logs: their format, for the service and its migrations alike, and how errors are described in them."""
 
+import asyncio
 import logging
 import time
-from traceback import format_tb
+from traceback import extract_tb, format_tb
 
 from fastapi.exceptions import ValidationException
 from pydantic import ValidationError
@@ -15,6 +16,8 @@ OURS = ("alembic", "app", "migrations")
 # SQLSTATEs whose messages repeat values in their first line: data exceptions, and what a function raises. The others
 # repeat values only in later lines, such as `DETAIL: Failing row contains (…)`.
 REPEATS_VALUES = ("22", "P0")
+
+REPORT_INTERVAL = 10.0  # seconds between two counts of an event that repeats
 
 
 def install() -> None:
@@ -33,6 +36,35 @@ class Formatter(logging.Formatter):
     converter = time.gmtime  # type: ignore[assignment]  # documented for UTC
     default_time_format = "%Y-%m-%dT%H:%M:%S"
     default_msec_format = "%s.%03dZ"
+
+
+class Repetitions:
+    """Counts events that repeat, so that an outage is a line at its start, one in each interval, and one at its end."""
+
+    def __init__(self, log: logging.Logger, *, limit: int) -> None:
+        """Take the logger of the counts, and how many equal events have lines of their own before they are counted."""
+        self._log = log
+        self._limit = limit
+        # The loop is part of the key because the timer of the next report belongs to it.
+        self._counts: dict[tuple[asyncio.AbstractEventLoop, str], int] = {}
+
+    def should_log(self, event: str) -> bool:
+        """Tell whether an event has a line of its own. Otherwise it is counted, and reported within an interval."""
+        loop = asyncio.get_running_loop()
+        if (loop, event) not in self._counts:
+            self._counts[loop, event] = 0
+            loop.call_later(REPORT_INTERVAL, self._report, loop, event, 0)
+        self._counts[loop, event] += 1
+        return self._counts[loop, event] <= self._limit
+
+    def _report(self, loop: asyncio.AbstractEventLoop, event: str, earlier: int) -> None:
+        more = self._counts.pop((loop, event)) - self._limit
+        if more > 0:
+            self._log.warning("%d more in %g s: %s", more, REPORT_INTERVAL, event)
+            self._counts[loop, event] = self._limit
+            loop.call_later(REPORT_INTERVAL, self._report, loop, event, earlier + more)
+        elif earlier:
+            self._log.info("None in %g s, after %d more: %s", REPORT_INTERVAL, earlier, event)
 
 
 def describe_error(error: BaseException) -> str:
@@ -71,6 +103,12 @@ def describe_with_traceback(error: BaseException) -> str:
 
     add("", error)
     return "\n".join([*descriptions, "".join(tracebacks)])
+
+
+def describe_origin(error: BaseException) -> str:
+    """Describe an error by its class and the line that raised it, so that equal ones have equal descriptions."""
+    frames = extract_tb(error.__traceback__, limit=-1)
+    return " ".join([type(error).__name__, *(f"at {frame.filename}:{frame.lineno}" for frame in frames)])
 
 
 def cause_of(error: BaseException) -> BaseException | None:

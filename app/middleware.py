@@ -9,7 +9,7 @@ from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.logs import describe_with_traceback
+from app.logs import Repetitions, describe_origin, describe_with_traceback
 
 log = logging.getLogger(__name__)
 
@@ -24,13 +24,14 @@ class RequestMiddleware:
     - The id is the client's own `X-Request-ID` if that is sane. It is returned, and is `request.state.request_id`.
     - Cookies are removed: no operation reads any, and FastAPI would parse them for each.
     - HEAD runs the handler of GET and drops the body. `request.state.is_head` tells a handler that may leave work out.
-    - An unhandled error is logged once, and the handler that is registered for `Exception` responds. Starlette would
-      call it too, but raise the error again: uvicorn then logs it with its whole message, which can repeat values, and
-      closes the connection under the client's next request.
+    - An unhandled error is logged once (of many equal ones: the first, and their number), and the handler that is
+      registered for `Exception` responds. Starlette would call it too, but raise the error again: uvicorn then logs it
+      with its whole message, which can repeat values, and closes the connection under the client's next request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
+        self.errors = Repetitions(log, limit=3)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request. WebSockets and the lifespan pass through."""
@@ -59,7 +60,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
             # Not log.exception: it would write the whole message of a database error, which repeats values.
-            log.error("%s: unhandled %s", name_request(scope), describe_with_traceback(error))  # noqa: TRY400
+            if self.errors.should_log(f"{name_route(scope)}: unhandled {describe_origin(error)}"):
+                log.error("%s: unhandled %s", name_request(scope), describe_with_traceback(error))  # noqa: TRY400
             if not started:  # else it is too late: the server cuts the response, and the client sees that
                 response = await handle_unexpected(Request(scope), error)
                 await response(scope, receive, send_with_id)
@@ -98,6 +100,9 @@ def read_request_id(scope: Scope) -> str:
 
 def name_request(scope: Scope) -> str:
     """Name a request in the log, with the path as its route is written: what the client wrote can be anything."""
-    path = getattr(scope.get("route"), "path", "an unknown path")
-    request_id = scope.get("state", {}).get("request_id", "without an id")
-    return f"{scope.get('method', 'WebSocket')} {path} {request_id}"
+    return f"{name_route(scope)} {scope.get('state', {}).get('request_id', 'without an id')}"
+
+
+def name_route(scope: Scope) -> str:
+    """Name the method and the route of a request."""
+    return f"{scope.get('method', 'WebSocket')} {getattr(scope.get('route'), 'path', 'an unknown path')}"

@@ -1,21 +1,33 @@
 """The log: its format, that it disables no loggers of others, and that errors in it repeat no values."""
 
+import asyncio
 import logging
 import re
 import sys
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import pytest
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from pydantic import BaseModel, ValidationError
 from sqlalchemy import URL, NullPool, text
 from sqlalchemy.exc import StatementError
 
+import app.logs
 from app.database import build_engine
-from app.logs import describe_error, describe_with_traceback
+from app.logs import Repetitions, describe_error, describe_with_traceback
+from app.main import create_app
+from app.schema import Schema
+from app.settings import Settings
+from app.urls import parse_url
 from tests.support.alembic_commands import alembic, migrate
-from tests.support.processes import ROOT, run
+from tests.support.app_client import running
+from tests.support.heroes import DEADPOND
+from tests.support.locks import async_write_lock
+from tests.support.polling import wait_until_async
+from tests.support.processes import ROOT, free_port, run
 from tests.support.service import running_service
 
 SECRET = "tvqzxkwj"
@@ -224,3 +236,94 @@ class TestDescriptions:
         error = RuntimeError("The import failed.")
         error.__cause__ = cause.value
         assert "in fail" in describe_with_traceback(error)
+
+
+def messages_of(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == name]
+
+
+class TestRepetitions:
+    @pytest.fixture(autouse=True)
+    def short_interval(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+        monkeypatch.setattr(app.logs, "REPORT_INTERVAL", 0.5)
+        caplog.set_level(logging.INFO, "app")
+
+    async def test_an_outage_is_a_line_with_its_cause_then_counts_and_a_line_at_its_end(
+        self, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(Schema, "require", AsyncMock())  # as if the schema had been current a moment ago
+        url = parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/heroes")
+        async with running(create_app(Settings(database_url=url))) as client:
+
+            async def has_ended() -> bool:
+                return any(message.startswith("None in") for message in messages_of(caplog, "app.errors"))
+
+            for _ in range(5):
+                responses = await asyncio.gather(*(client.get("/heroes/") for _ in range(20)))
+                assert {response.status_code for response in responses} == {503}
+                await asyncio.sleep(0.1)
+            await wait_until_async(has_ended)
+        first, *counts, end = messages_of(caplog, "app.errors")
+        cause = "refused by the database: DBAPIError 08001: ConnectionRefusedError: "
+        assert first.startswith("GET /heroes/ ")
+        assert cause in first
+        assert sum(int(count.partition(" more in 0.5 s: ")[0]) for count in counts) == 99
+        assert len(counts) <= 5
+        assert end.startswith(f"None in 0.5 s, after 99 more: {cause}")
+
+    async def test_refused_requests_with_different_causes_have_a_line_each(
+        self, url: URL, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        app = create_app(Settings(database_url=url, lock_timeout=0.1, pool_size=1, queue_timeout=0.05))
+        async with running(app) as client, async_write_lock(url):
+            await asyncio.gather(*(client.post("/heroes/", json=DEADPOND) for _ in range(2)))
+        lock, queue = sorted(messages_of(caplog, "app.errors"), key=lambda message: "Timed out" in message)
+        assert "refused by the database: " in lock
+        assert "Timed out waiting for a database connection." in queue
+
+    async def test_a_schema_that_is_behind_is_one_line_and_counts(
+        self, empty_url: URL, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async with running(create_app(Settings(database_url=empty_url))) as client:
+            caplog.clear()
+
+            async def has_counted() -> bool:
+                return bool(messages_of(caplog, "app.errors"))
+
+            for _ in range(10):
+                await client.get("/heroes/")
+            await wait_until_async(has_counted)
+        assert messages_of(caplog, "app.errors")[0].startswith("9 more in 0.5 s: The database is at revision none")
+        assert not messages_of(caplog, "app.schema")
+
+    async def test_a_hundred_equal_unexpected_errors_have_three_tracebacks(
+        self, app: FastAPI, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        @app.get("/failing")
+        async def fail() -> None:
+            raise RuntimeError("No such row.")
+
+        async def has_counted() -> bool:
+            return "97 more in 0.5 s: GET /failing: unhandled RuntimeError at " in caplog.text
+
+        async with running(app) as client:
+            for _ in range(100):
+                assert (await client.get("/failing")).status_code == 500
+            await wait_until_async(has_counted)
+        assert caplog.text.count("RuntimeError: No such row.") == 3
+
+    async def test_an_event_that_does_not_repeat_is_not_counted(self, caplog: pytest.LogCaptureFixture) -> None:
+        repetitions = Repetitions(logging.getLogger("app.events"), limit=1)
+        assert repetitions.should_log("once")
+        await asyncio.sleep(1)  # two intervals
+        assert not messages_of(caplog, "app.events")
+        assert repetitions.should_log("once")
+
+    def test_an_event_of_an_earlier_event_loop_is_not_counted_in_the_next_one(self) -> None:
+        repetitions = Repetitions(logging.getLogger("app.events"), limit=1)
+
+        async def happen() -> bool:
+            return repetitions.should_log("twice")
+
+        assert asyncio.run(happen())
+        assert asyncio.run(happen())
