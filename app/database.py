@@ -29,6 +29,7 @@ CONNECT_TIMEOUT = 5  # seconds, for all of the hosts of a URL together
 # Seconds that the database has to end a statement that has reached its limit, before the connection is given up. It
 # answers at once, unless the network or the server hangs.
 ANSWER_TIMEOUT = 2
+WAL_LIMIT = 64 * 2**20  # bytes that SQLite's write-ahead log keeps: half as much again as between two checkpoints
 
 # Keys of `Connection.info`, which lives as long as the driver's connection.
 AUTOCOMMIT = "autocommit"  # whether a statement commits by itself
@@ -50,6 +51,7 @@ class Database:
             writing = reading | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
             # Pages of 4 kB. A batch writes thousands of them: checkpoints in the middle of it take a fifth longer.
             writing["wal_autocheckpoint"] = 10_000
+            writing["journal_size_limit"] = WAL_LIMIT
             reading |= {"query_only": "ON"}
         else:
             writing = reading = {

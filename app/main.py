@@ -2,7 +2,7 @@
 
 import gc
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 
 from alembic.config import Config
@@ -10,6 +10,7 @@ from alembic.script import ScriptDirectory
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
+from sqlalchemy import URL
 
 from app import errors, health, logs, openapi
 from app.database import Database
@@ -18,7 +19,9 @@ from app.middleware import RequestMiddleware
 from app.sessions import SessionMaker
 from app.settings import Settings
 from app.shutdown import handle_signals
+from app.sqlite_file import SQLiteFile
 from app.trailing_slash import answer_both_spellings
+from app.urls import is_sqlite
 
 # What a page of another origin may send and read, beyond what browsers allow it anyway.
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST")
@@ -58,6 +61,12 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         yield sessionmaker
 
 
+def watch_file(url: URL, sessionmaker: SessionMaker) -> SQLiteFile:
+    """Watch the file of a SQLite database: requests are refused while it is not the one that was opened."""
+    path = Path(str(url.database))
+    return SQLiteFile(path, sessionmaker.database, sessionmaker.schema, disconnect=sessionmaker.disconnect)
+
+
 def create_app(settings: Settings) -> FastAPI:
     """Create the service. It opens nothing until its lifespan starts."""
 
@@ -65,8 +74,11 @@ def create_app(settings: Settings) -> FastAPI:
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         logs.install()
         gc.set_threshold(GC_THRESHOLD)
-        async with open_sessionmaker(settings) as sessionmaker:
+        async with AsyncExitStack() as stack:
+            sessionmaker = await stack.enter_async_context(open_sessionmaker(settings))
             await sessionmaker.schema.refresh()  # so that the log says at once what is missing
+            if is_sqlite(settings.database_url):
+                await stack.enter_async_context(watch_file(settings.database_url, sessionmaker))
             app.state.sessionmaker = sessionmaker
             with handle_signals(app, settings.shutdown_delay):
                 yield

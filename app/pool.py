@@ -126,6 +126,13 @@ class ConnectionPool:
         finally:
             self.release(pooled)
 
+    async def disconnect(self) -> None:
+        """Close every idle connection now, and those in use when they are given back."""
+        for pooled in self._in_use:
+            pooled.expired = True
+        self._close_idle()
+        await asyncio.wait([*self._tasks])
+
     def check_queue(self) -> None:
         """Let one more request in, though it may have to wait.
 
@@ -175,9 +182,7 @@ class ConnectionPool:
         for waiter in [*self._queue]:
             self._expire(waiter)
         self._start(close_all([*self._in_use]))
-        self._close_idle()
-        if self._tasks:
-            await asyncio.wait(self._tasks)
+        await self.disconnect()
 
     async def _take_slot(self, *, unbounded: bool, first: bool = False) -> None:
         if self.free:
@@ -217,6 +222,8 @@ class ConnectionPool:
     async def _connect(self) -> PooledConnection | None:
         """Return an idle connection or a new one; None if the server grants no more now."""
         try:
+            if self._schema:
+                await self._schema.require()  # it may have changed during the wait
             while self._idle:
                 pooled = self._idle.pop()
                 if is_open(pooled.driver):

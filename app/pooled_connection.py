@@ -22,6 +22,7 @@ class PooledConnection:
     options: object  # the execution options that it was opened with
     is_busy: Callable[[], bool]  # whether a statement still runs
     autocommit: bool | None = None
+    expired: bool = False  # whether it is to be closed when it is given back
     streamed: bool = False  # whether a result that is read while it is iterated may still read from it
 
     def prepare(self, *, autocommit: bool) -> Connection:
@@ -37,7 +38,8 @@ class PooledConnection:
     def is_clean(self) -> bool:
         """Whether nothing of what it was used for is left: a transaction, a statement, or options of the connection."""
         return (
-            not self.streamed
+            not self.expired
+            and not self.streamed
             and not self.sync.invalidated
             and self.sync.get_execution_options() is self.options
             and is_open(self.driver)

@@ -40,6 +40,7 @@ class Schema:
         self._connect = connect
         self.is_current = False
         self._problem: str | None = None
+        self._suspended = False
         self._refreshing: asyncio.Task[None] | None = None
         self._refreshed_at = float("-inf")
 
@@ -68,6 +69,18 @@ class Schema:
         if self._problem:
             raise SchemaUnavailableError(self._problem)
 
+    async def suspend(self, problem: str) -> None:
+        """Refuse every request, and don't connect to the database, until `resume`. The caller logs why."""
+        self._suspended = True
+        self.is_current = False
+        self._problem = problem
+        if self._refreshing is not None:
+            await self._refreshing
+
+    def resume(self) -> None:
+        """Let the next check connect again."""
+        self._suspended = False
+
     async def refresh(self) -> None:
         """Check the database once for all concurrent callers. Cancelling one caller does not cancel the others."""
         if self._refreshing is None or self._refreshing.done():
@@ -80,6 +93,8 @@ class Schema:
             self._report("The database does not answer.")
 
     async def _read(self) -> None:
+        if self._suspended:
+            return
         problem, cause = None, ""
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT), self._connect() as connection:
@@ -88,6 +103,8 @@ class Schema:
             problem = "The database does not answer."
             cause = f" {type(error).__name__}: {getattr(error, 'orig', error)}"
         else:
+            if self._suspended:  # meanwhile
+                return
             # Unknown revisions belong to a newer release.
             self.is_current = self.needs in have or bool(have - self._known)
             if not self.is_current:

@@ -69,6 +69,10 @@ class SessionMaker:
         """
         await asyncio.gather(self.schema.check(), self.reads.probe())
 
+    async def disconnect(self) -> None:
+        """Close every connection: those in use when they are given back."""
+        await asyncio.gather(*(pool.disconnect() for pool in {self.reads, self.writes, self._streams, self._probes}))
+
     @asynccontextmanager
     async def __call__(self, *, autocommit: bool = False, read: bool = False) -> AsyncIterator[AsyncSession]:
         """Open a session for a block. What is not committed at its end is rolled back.

@@ -12,7 +12,7 @@ import pytest
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import Database, build_engine, in_transaction, is_open, raise_if_failed, set_autocommit
+from app.database import WAL_LIMIT, Database, build_engine, in_transaction, is_open, raise_if_failed, set_autocommit
 from app.main import create_app
 from app.settings import Settings
 from app.urls import parse_url
@@ -84,6 +84,7 @@ class TestConnection:
             assert await connection.scalar(text("PRAGMA synchronous")) == 2
             assert await connection.scalar(text("PRAGMA foreign_keys")) == 1
             assert await connection.scalar(text("PRAGMA wal_autocheckpoint")) == 10_000
+            assert await connection.scalar(text("PRAGMA journal_size_limit")) == WAL_LIMIT
         for engine in (database.writes, database.reads):
             async with engine.connect() as connection:
                 assert await connection.scalar(text("PRAGMA busy_timeout")) == 3000

@@ -1,0 +1,196 @@
+"""SQLite's file, deleted or replaced under the service, and the size of its write-ahead log."""
+
+import asyncio
+import json
+import logging
+import sqlite3
+from collections.abc import AsyncIterator, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import httpx
+import pytest
+from sqlalchemy import URL
+
+from app.database import WAL_LIMIT
+from app.main import create_app
+from app.settings import Settings
+from tests.support.app_client import running
+from tests.support.databases import Databases
+from tests.support.heroes import DEADPOND
+from tests.support.polling import wait_until, wait_until_async
+from tests.support.raw_http import connections, read_response, send_post
+from tests.support.service import running_service
+from tests.support.sql import execute
+
+REFUSED = {"detail": "The database file was deleted or replaced."}
+
+
+@pytest.fixture
+def path(sqlite_url: URL) -> Path:
+    """The file of the database."""
+    return Path(str(sqlite_url.database))
+
+
+@pytest.fixture
+async def client(sqlite_url: URL) -> AsyncIterator[httpx.AsyncClient]:
+    """A client for the app on that file, which has a hero."""
+    async with running(create_app(Settings(database_url=sqlite_url))) as client:
+        assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
+        yield client
+
+
+@pytest.fixture
+def backup(sqlite_databases: Databases) -> Path:
+    """Another database of the same schema, with a hero of another name."""
+    url = sqlite_databases.migrated()
+    execute(url, "INSERT INTO hero (name, secret_name) VALUES ('Rusty-Man', 'x')")
+    return Path(str(url.database))
+
+
+def delete(path: Path) -> None:
+    path.unlink()
+
+
+def move(path: Path, target: Path) -> None:
+    path.replace(target)
+
+
+def exists(path: Path) -> bool:
+    return path.exists()
+
+
+def size_of(path: Path) -> int:
+    return path.stat().st_size
+
+
+async def wait_until_refused(client: httpx.AsyncClient) -> None:
+    async def is_refused() -> bool:
+        return bool((await client.get("/readyz")).json() == REFUSED)
+
+    await wait_until_async(is_refused)
+
+
+async def wait_until_served(client: httpx.AsyncClient) -> None:
+    async def is_served() -> bool:
+        return (await client.get("/heroes/")).status_code == 200
+
+    await wait_until_async(is_served)
+
+
+async def test_every_request_is_503_after_the_file_was_deleted_and_the_log_has_one_line(
+    client: httpx.AsyncClient, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    delete(path)
+    await wait_until_refused(client)
+    for method, target in [("POST", "/heroes/"), ("GET", "/heroes/1"), ("GET", "/heroes/export"), ("GET", "/readyz")]:
+        response = await client.request(method, target, json=DEADPOND)
+        assert (response.status_code, response.json(), response.headers["Retry-After"]) == (503, REFUSED, "1")
+    assert (await client.get("/livez")).status_code == 200
+    assert not exists(path)
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "app.sqlite_file"]
+    assert f"at {path} again: move a backup there, or run 'alembic upgrade head'" in line
+
+
+@pytest.mark.parametrize("moved", [False, True])
+async def test_a_backup_in_the_place_of_the_file_is_served(
+    client: httpx.AsyncClient, path: Path, backup: Path, *, moved: bool
+) -> None:
+    if moved:
+        move(path, path.with_suffix(".old"))
+    move(backup, path)
+    await wait_until_refused(client)
+    await wait_until_served(client)
+    assert [hero["name"] for hero in (await client.get("/heroes/")).json()] == ["Rusty-Man"]
+    assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
+    for file, names in [(path, ["Rusty-Man", "Deadpond"]), (path.with_suffix(".old"), ["Deadpond"])]:
+        if file == path or moved:  # what was committed before is in the file that it was committed to
+            with closing(sqlite3.connect(file)) as connection:
+                assert [name for (name,) in connection.execute("SELECT name FROM hero ORDER BY id")] == names
+                assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+async def test_a_write_that_waits_meanwhile_is_refused(client: httpx.AsyncClient, path: Path) -> None:
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        first, second = (asyncio.create_task(client.post("/heroes/", json=DEADPOND)) for _ in range(2))
+        await client.get("/heroes/")
+        delete(path)
+        await wait_until_refused(client)
+        connection.execute("ROLLBACK")
+    await first
+    assert (await second).json() == REFUSED
+    assert not exists(path)
+
+
+async def test_a_backup_with_an_older_schema_is_refused_until_it_is_migrated(
+    client: httpx.AsyncClient, path: Path, backup: Path
+) -> None:
+    with closing(sqlite3.connect(backup)) as connection:
+        connection.execute("UPDATE alembic_version SET version_num = '0001'")
+        connection.commit()
+    move(backup, path)
+
+    async def is_behind() -> bool:
+        return "is at revision 0001" in (await client.get("/readyz")).text
+
+    await wait_until_async(is_behind)
+    assert (await client.get("/heroes/")).status_code == 503
+
+
+@pytest.mark.slow
+def test_two_workers_serve_a_backup(sqlite_url: URL, path: Path, backup: Path, tmp_path: Path) -> None:
+    with running_service(sqlite_url, tmp_path / "log", "--workers", "2") as service:
+
+        def write() -> set[int]:
+            with connections(service.port, 10) as several:
+                for connection in several:
+                    send_post(connection, json.dumps(DEADPOND).encode())
+                return {read_response(connection)[0] for connection in several}
+
+        assert write() == {200}
+        move(backup, path)
+        wait_until(lambda: service.log.read_text().count("deleted or replaced") == 2)
+        assert write() == {503}
+        wait_until(lambda: write() == {200})
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT name FROM hero WHERE id = 1").fetchone() == ("Rusty-Man",)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+class TestWriteAheadLog:
+    @pytest.fixture
+    def reading(self, path: Path) -> Iterator[sqlite3.Connection]:
+        """A transaction that reads, and keeps what is written from being copied into the file."""
+        with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+            yield connection
+
+    async def test_it_is_truncated_after_a_long_read(
+        self, client: httpx.AsyncClient, path: Path, reading: sqlite3.Connection, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.set_level(logging.INFO, "app")
+        wal = path.with_name(f"{path.name}-wal")
+
+        async def is_truncated() -> bool:
+            return size_of(wal) <= WAL_LIMIT
+
+        async def is_logged() -> bool:
+            return "The write-ahead log was truncated." in caplog.text
+
+        reading.execute("BEGIN")
+        reading.execute("SELECT count(*) FROM hero").fetchone()
+        with closing(sqlite3.connect(path, isolation_level=None)) as writing:
+            writing.execute("CREATE TABLE large (x)")
+            while size_of(wal) <= WAL_LIMIT:
+                writing.execute("INSERT INTO large VALUES (zeroblob(20000000))")
+
+        async def is_noticed() -> bool:
+            return "because a long read needs it" in caplog.text
+
+        await wait_until_async(is_noticed)
+        assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
+        reading.execute("COMMIT")
+        await wait_until_async(is_truncated)
+        await wait_until_async(is_logged)
+        assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
+        assert caplog.text.count("The write-ahead log has ") == 1
