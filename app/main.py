@@ -63,8 +63,7 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
 
 def watch_file(url: URL, sessionmaker: SessionMaker) -> SQLiteFile:
     """Watch the file of a SQLite database: requests are refused while it is not the one that was opened."""
-    path = Path(str(url.database))
-    return SQLiteFile(path, sessionmaker.database, sessionmaker.schema, disconnect=sessionmaker.disconnect)
+    return SQLiteFile(url, sessionmaker.database, sessionmaker.schema, disconnect=sessionmaker.disconnect)
 
 
 def create_app(settings: Settings) -> FastAPI:

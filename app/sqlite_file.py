@@ -11,11 +11,11 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Self
 
-from sqlalchemy import event, text
+from sqlalchemy import URL, NullPool, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import WAL_LIMIT, Database
+from app.database import WAL_LIMIT, Database, build_engine
 from app.schema import Schema, SchemaUnavailableError
 
 log = logging.getLogger(__name__)
@@ -36,18 +36,21 @@ class SQLiteFile:
     """
 
     def __init__(
-        self, path: Path, database: Database, schema: Schema, *, disconnect: Callable[[], Awaitable[None]]
+        self, url: URL, database: Database, schema: Schema, *, disconnect: Callable[[], Awaitable[None]]
     ) -> None:
         """Take what is to be watched.
 
         Args:
-            path: of the file.
+            url: of the file.
             database: connects to it.
             schema: refuses the requests.
             disconnect: closes all other connections to it.
         """
-        self._path = path
+        self._path = path = Path(str(url.database))
         self._wal_path = path.with_name(f"{path.name}-wal")
+        # Of its own, so that a checkpoint waits for nobody: while it waits, writers wait for it.
+        session = {"busy_timeout": 0, "query_only": "ON"}
+        self._engine = build_engine(url, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
         self._database = database
         self._schema = schema
         self._disconnect = disconnect
@@ -56,7 +59,7 @@ class SQLiteFile:
     async def __aenter__(self) -> Self:
         """Begin to watch."""
         self._opened = stat(self._path)
-        for engine in (self._database.reads, self._database.writes, self._database.probes):
+        for engine in (self._engine, self._database.reads, self._database.writes, self._database.probes):
             event.listen(engine.sync_engine, "do_connect", self._ensure_same)
         self._task = asyncio.create_task(self._run())
         return self
@@ -69,8 +72,8 @@ class SQLiteFile:
     async def _run(self) -> None:
         while True:
             try:
-                async with self._database.reads.connect() as connection:
-                    await self._watch(await connection.execution_options(isolation_level="AUTOCOMMIT"))
+                async with self._engine.connect() as connection:
+                    await self._watch(connection)
                     await self._refuse()
                     while not await truncate_wal(connection):  # noqa: ASYNC110 - readers set no event here
                         await asyncio.sleep(INTERVAL)
@@ -91,7 +94,6 @@ class SQLiteFile:
 
     async def _watch(self, connection: AsyncConnection) -> None:
         """Return when the file is no longer the one that was opened."""
-        await connection.execute(text("PRAGMA busy_timeout = 0"))  # a checkpoint that waits makes writers wait
         is_large = False
         while is_same(found := stat(self._path), self._opened) or self._opened is None:
             self._opened = found
