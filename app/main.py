@@ -30,7 +30,7 @@ RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "
 
 # New objects before the garbage collector looks at them; Python's default is 700. A request leaves no reference cycles,
 # but while many wait, their objects are traversed again and again: a tenth of the CPU with 64 clients.
-GC_THRESHOLD = 50_000
+GC_THRESHOLD = 10_000
 
 ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
 

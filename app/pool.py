@@ -8,7 +8,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
-from typing import Any, TypeVar
+from typing import Any
 
 from sqlalchemy import event
 from sqlalchemy.engine import ExceptionContext
@@ -20,11 +20,9 @@ from app.db_errors import is_too_many_connections
 from app.pooled_connection import PooledConnection, close_all, connect
 from app.schema import Schema
 
-T = TypeVar("T")
-
 CLOSE_TIMEOUT = 20  # seconds: longer than the database lets a statement take, by default
 PROBE_TIMEOUT = 1  # seconds that an idle connection has to answer
-RETRY_INTERVAL = 1  # seconds until one more connection is tried, after the server has granted no more
+RETRY_INTERVAL = 1  # seconds until another connection is tried, after the server has granted no more
 STALL_TIMEOUT = 3  # seconds without a connection for those who wait, after which the pool counts as stalled
 
 
@@ -36,7 +34,7 @@ class ConnectionPool:
     """The connections of one engine, and the queue of those who wait for one.
 
     Attributes:
-        engine: whose connections they are.
+        engine: what connects.
         free: how many connections can be acquired without waiting.
     """
 
@@ -120,8 +118,8 @@ class ConnectionPool:
     async def connection(self) -> AsyncIterator[AsyncConnection]:
         """Hold a connection in AUTOCOMMIT for a block. It raises what `acquire` does."""
         pooled = self.acquire_nowait() or await self.acquire()
+        pooled.prepare(autocommit=True)
         try:
-            pooled.prepare(autocommit=True)
             yield pooled.connection
         finally:
             self.release(pooled)
@@ -154,18 +152,17 @@ class ConnectionPool:
                 raise PoolUnavailableError("No database connection becomes free.")
             return
         # The answer is not cancelled: ending a statement on a connection that is silent takes longer than the limit.
-        done, _ = await asyncio.wait({answer := self._start(self._is_answering())}, timeout=PROBE_TIMEOUT)
-        if not done or not answer.result():
+        done, _ = await asyncio.wait({self._start(self._is_answering())}, timeout=PROBE_TIMEOUT)
+        if not any(answer.result() for answer in done):
             raise PoolUnavailableError("The database does not answer.")
 
     async def _is_answering(self) -> bool:
-        try:
+        with suppress(TimeoutError, SQLAlchemyError):
             async with asyncio.timeout(PROBE_TIMEOUT), self.connection() as connection:
                 await connection.exec_driver_sql("SELECT 1")
-        except (TimeoutError, SQLAlchemyError):
-            self._close_idle()
-            return False
-        return True
+                return True
+        self._close_idle()
+        return False
 
     async def close(self) -> None:
         """Close every connection. Those in use are waited for, up to `CLOSE_TIMEOUT`, and then closed too.
@@ -190,8 +187,7 @@ class ConnectionPool:
             return
         if not self._queue:
             self._moved_at = time.monotonic()
-        loop = asyncio.get_running_loop()
-        waiter = loop.create_future()
+        waiter = (loop := asyncio.get_running_loop()).create_future()
         timer = None if unbounded else loop.call_later(self._queue_timeout, self._expire, waiter)
         self._queue.insert(0 if first else len(self._queue), waiter)
         try:
@@ -238,10 +234,7 @@ class ConnectionPool:
             raise
 
     def _close_idle_after(self, error: ExceptionContext) -> None:
-        """Replace the idle connections when one is lost, as SQLAlchemy's pools do: they may be lost too.
-
-        When the server grants no more, leave them to the other pool of the engine, except for the only one.
-        """
+        # When one is lost, others may be; when the server grants no more, they are left to the engine's other pool.
         is_lost = error.is_disconnect and isinstance(error.original_exception, Exception)  # a cancellation is no loss
         if is_lost or (is_too_many_connections(error.sqlalchemy_exception) and self._size > 1):
             self._close_idle()
@@ -250,7 +243,7 @@ class ConnectionPool:
         self._start(close_all(self._idle))
         self._idle = []
 
-    def _start(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+    def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)

@@ -59,7 +59,7 @@ class SQLiteFile:
     async def __aenter__(self) -> Self:
         """Begin to watch."""
         self._opened = stat(self._path)
-        for engine in (self._engine, self._database.reads, self._database.writes, self._database.probes):
+        for engine in (self._engine, self._database.reads, self._database.writes):
             event.listen(engine.sync_engine, "do_connect", self._ensure_same)
         self._task = asyncio.create_task(self._run())
         return self
