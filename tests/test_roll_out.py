@@ -201,7 +201,7 @@ async def at_once(url: URL, statement: str, requests: Sequence[Awaitable[httpx.R
 @pytest.fixture
 async def warm(postgres_url: URL) -> AsyncIterator[httpx.AsyncClient]:
     """A client of an app in which every connection has prepared every statement."""
-    async with running(create_app(Settings(database_url=postgres_url, pool_size=CONNECTIONS))) as client:
+    async with running(create_app(Settings(database_url=postgres_url, pool_size=2 * CONNECTIONS))) as client:
         for method, path, body in OPERATIONS:
             requests = [client.request(method, path.format(0), json=body) for _ in range(CONNECTIONS)]
             answers = await at_once(postgres_url, "LOCK TABLE hero", requests)
