@@ -148,6 +148,7 @@ def test_two_workers_serve_a_backup(sqlite_url: URL, path: Path, backup: Path, t
                     send_post(connection, json.dumps(DEADPOND).encode())
                 return {read_response(connection)[0] for connection in several}
 
+        wait_until(lambda: service.log.read_text().count("Application startup complete") == 2)
         assert write() == {200}
         move(backup, path)
         wait_until(lambda: service.log.read_text().count("deleted or replaced") == 2)

@@ -27,10 +27,10 @@ class Hero(HeroBase, table=True):
     """A row of the table `hero`."""
 
     __table_args__ = (
-        Index("ix_hero_age_id", "age", "id"),  # sorted by age
-        # Sorted by name, and of one name sorted by id; filtered by age as well, without a look into the table.
+        # Sorted by age; by name, and of one name by id (with the age, which is filtered by); of one name by age.
+        Index("ix_hero_age_id", "age", "id"),
         Index("ix_hero_name_id", "name", "id", postgresql_include=["age"]),
-        Index("ix_hero_name_age_id", "name", "age", "id"),  # of one name, sorted by age
+        Index("ix_hero_name_age_id", "name", "age", "id"),
         {"sqlite_autoincrement": True},  # otherwise SQLite reuses the id of a deleted row
     )
 
