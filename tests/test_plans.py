@@ -89,7 +89,8 @@ async def statement_of(client: httpx.AsyncClient, path: str) -> tuple[httpx.Resp
     found: list[Statement] = []
 
     def note(*arguments: Any) -> None:
-        found.append((arguments[2], tuple(arguments[3])))
+        if not arguments[2].startswith("PRAGMA"):  # of what watches SQLite's file
+            found.append((arguments[2], tuple(arguments[3])))
 
     event.listen(Engine, "before_cursor_execute", note)
     response = await client.get(path)
