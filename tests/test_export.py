@@ -6,6 +6,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -116,8 +117,9 @@ async def test_head_runs_no_statement(client: httpx.AsyncClient, hero_count: int
     await client.get("/heroes/export")
     statements: list[str] = []
 
-    def record(*arguments: object) -> None:
-        statements.append(str(arguments[2]))
+    def record(*arguments: Any) -> None:
+        if not arguments[2].startswith("PRAGMA"):  # of what watches SQLite's file
+            statements.append(arguments[2])
 
     event.listen(Engine, "before_cursor_execute", record)
     response = await client.head("/heroes/export")
