@@ -11,7 +11,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import SQLAlchemyError
 
 import app.pool
-from app.database import Database
+from app.database import Database, is_open
 from app.pool import ConnectionPool, PoolUnavailableError
 from app.pooled_connection import PooledConnection
 from app.urls import is_sqlite
@@ -274,9 +274,14 @@ class TestConnections:
 
     async def test_a_dead_connection_is_replaced_before_it_is_acquired(self, postgres: URL, postgres_url: URL) -> None:
         async with open_pool(postgres_url, size=3) as pool:
-            async with acquired(pool), acquired(pool), acquired(pool):
-                pass
+            async with acquired(pool) as first, acquired(pool) as second, acquired(pool) as third:
+                idle = (first, second, third)
             await terminate_backends(postgres, postgres_url)
+
+            async def are_closed() -> bool:
+                return not any(is_open(pooled.driver) for pooled in idle)
+
+            await wait_until_async(are_closed)  # the driver hears of it when it reads next
             for _ in range(6):
                 assert await run(pool, COUNT) == 0
             assert pool.free == 3
