@@ -59,6 +59,7 @@ class SQLiteFile:
     async def __aenter__(self) -> Self:
         """Begin to watch."""
         self._opened = stat(self._path)
+        self._stopping = asyncio.Event()
         for engine in (self._engine, self._database.reads, self._database.writes):
             event.listen(engine.sync_engine, "do_connect", self._ensure_same)
         self._task = asyncio.create_task(self._run())
@@ -66,7 +67,7 @@ class SQLiteFile:
 
     async def __aexit__(self, *_: object) -> None:
         """Stop watching."""
-        self._task.cancel()
+        self._stopping.set()
         await asyncio.wait({self._task})
 
     async def _run(self) -> None:
@@ -75,17 +76,28 @@ class SQLiteFile:
                 async with self._engine.connect() as connection:
                     await self._watch(connection)
                     await self._refuse()
-                    while not await truncate_wal(connection):  # noqa: ASYNC110 - readers set no event here
-                        await asyncio.sleep(INTERVAL)
+                    while not await truncate_wal(connection):
+                        await self._pause()
             except SchemaUnavailableError:
                 await self._refuse()
             except SQLAlchemyError as error:
                 log.warning("The database file can't be opened: %s", getattr(error, "orig", error))
-                await asyncio.sleep(INTERVAL)
+                await self._pause()
                 continue
             await self._settle()
             self._schema.resume()
             await self._schema.refresh()
+
+    async def _pause(self) -> None:
+        """Wait between two looks, and end the task there when the block ends: a cancelled statement outlives the loop.
+
+        Raises:
+            CancelledError: the block has ended.
+        """
+        with suppress(TimeoutError):
+            async with asyncio.timeout(INTERVAL):
+                await self._stopping.wait()
+                raise asyncio.CancelledError
 
     def _ensure_same(self, *_: object) -> None:
         """Refuse to open another file beside the one that is open: SQLite would create it, or mix the two up."""
@@ -105,7 +117,7 @@ class SQLiteFile:
                 log.warning("The write-ahead log has %d MB, because a long read needs it.", wal.st_size >> 20)
             elif was_large and not is_large:
                 log.info("The write-ahead log was truncated.")
-            await asyncio.sleep(INTERVAL)
+            await self._pause()
 
     async def _refuse(self) -> None:
         """Refuse requests, and close all connections but the one that watches.
@@ -127,7 +139,7 @@ class SQLiteFile:
         while seen is None or loop.time() - since < SETTLING_TIME:
             if not is_unchanged(found := stat(self._path), seen):
                 seen, since = found, loop.time()
-            await asyncio.sleep(INTERVAL)
+            await self._pause()
         self._opened = seen
 
 

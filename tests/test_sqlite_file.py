@@ -4,9 +4,12 @@ import asyncio
 import json
 import logging
 import sqlite3
+import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -157,6 +160,30 @@ def test_two_workers_serve_a_backup(sqlite_url: URL, path: Path, backup: Path, t
     with closing(sqlite3.connect(path)) as connection:
         assert connection.execute("SELECT name FROM hero WHERE id = 1").fetchone() == ("Rusty-Man",)
         assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_shutdown_while_it_connects_leaves_no_thread_that_outlives_the_loop(
+    sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = sqlite3.connect
+    errors: list[object] = []
+
+    def connect_slowly(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        time.sleep(0.1)
+        connection: sqlite3.Connection = connect(*arguments, **options)
+        return connection
+
+    async def start_and_stop() -> None:
+        app = create_app(Settings(database_url=sqlite_url))
+        async with app.router.lifespan_context(app):
+            await asyncio.sleep(0.02)  # the connection is being opened
+
+    monkeypatch.setattr(sqlite3, "connect", connect_slowly)
+    monkeypatch.setattr(threading, "excepthook", errors.append)
+    before = set(threading.enumerate())
+    asyncio.run(start_and_stop())
+    wait_until(lambda: set(threading.enumerate()) <= before)
+    assert errors == []
 
 
 class TestWriteAheadLog:
