@@ -16,7 +16,7 @@ NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/
 PARALLEL := --numprocesses 4 --dist worksteal
 
 # The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
-test test-slow test-proxy: export PYTHONDONTWRITEBYTECODE :=
+test test-slow test-chaos test-proxy: export PYTHONDONTWRITEBYTECODE :=
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 

@@ -45,7 +45,6 @@ class Database:
 
     def __init__(self, url: URL, *, lock_timeout: float, statement_timeout: float, sqlite_synchronous: str) -> None:
         """Create the engines. The timeouts are in seconds."""
-        deadline = statement_timeout + ANSWER_TIMEOUT
         if is_sqlite(url):
             reading: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
             writing = reading | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
@@ -58,7 +57,7 @@ class Database:
                 "lock_timeout": int(lock_timeout * 1000),
                 "statement_timeout": int(statement_timeout * 1000),
             }
-        self.writes = build_engine(url, writing, poolclass=NullPool, deadline=deadline)
+        self.writes = build_engine(url, writing, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT)
         self.reads = self.writes
         if is_sqlite(url):
             self.reads = build_engine(url, reading, poolclass=NullPool)

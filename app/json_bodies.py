@@ -1,6 +1,5 @@
 """JSON bodies: a bound on their values, because decoding takes time and memory for each value, not for each byte."""
 
-import json
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -24,7 +23,7 @@ class JSONRequest(Request):
         body = await self.body()
         if len(body) > MAX_VALUES and has_more_values(body, MAX_VALUES):  # what is counted is a byte each
             raise HTTPException(413, f"The body has more than {MAX_VALUES:,} values")
-        return json.loads(body)
+        return await super().json()
 
 
 def with_json_request(handle: Handler) -> Handler:

@@ -10,7 +10,6 @@ from alembic.script import ScriptDirectory
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
-from sqlalchemy import URL
 
 from app import errors, health, logs, openapi
 from app.database import Database
@@ -61,11 +60,6 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         yield sessionmaker
 
 
-def watch_file(url: URL, sessionmaker: SessionMaker) -> SQLiteFile:
-    """Watch the file of a SQLite database: requests are refused while it is not the one that was opened."""
-    return SQLiteFile(url, sessionmaker.database, sessionmaker.schema, disconnect=sessionmaker.disconnect)
-
-
 def create_app(settings: Settings) -> FastAPI:
     """Create the service. It opens nothing until its lifespan starts."""
 
@@ -77,7 +71,13 @@ def create_app(settings: Settings) -> FastAPI:
             sessionmaker = await stack.enter_async_context(open_sessionmaker(settings))
             await sessionmaker.schema.refresh()  # so that the log says at once what is missing
             if is_sqlite(settings.database_url):
-                await stack.enter_async_context(watch_file(settings.database_url, sessionmaker))
+                file = SQLiteFile(
+                    settings.database_url,
+                    sessionmaker.database,
+                    sessionmaker.schema,
+                    disconnect=sessionmaker.disconnect,
+                )
+                await stack.enter_async_context(file)
             app.state.sessionmaker = sessionmaker
             with handle_signals(app, settings.shutdown_delay):
                 yield

@@ -44,8 +44,9 @@ class SessionMaker:
         self._probes = ConnectionPool(database.reads, size=1, **limits)
         self.schema = Schema(self._probes.connection, script)
         limits["schema"] = self.schema
-        writing = 1 if database.writes is not database.reads else pool_size // 2
-        reading = pool_size if database.writes is not database.reads else pool_size - writing
+        shared = database.writes is database.reads  # one engine, as on Postgres
+        writing = pool_size // 2 if shared else 1
+        reading = pool_size - writing if shared else pool_size
         self.reads = ConnectionPool(database.reads, size=reading, **limits)
         self.writes = ConnectionPool(database.writes, size=writing, **limits) if writing else self.reads
         self._streams = ConnectionPool(database.reads, size=1, **limits)

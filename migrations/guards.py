@@ -21,8 +21,9 @@ from sqlalchemy import (
 from sqlalchemy import table as table_of
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from app.inputs import INT32
+
 MAX_TEXT = 2600  # bytes: a row of a Postgres index has at most 2,704, and a cursor contains the value
-INT32 = 2**31
 LISTED = 20  # ids of rows in a message
 NOT_ASCII = "*[^\x01-\x7f]*"  # a pattern of SQLite's GLOB
 
@@ -122,7 +123,7 @@ def _find_on_sqlite(
         found[_too_long(name)] = _ids_where(connection, table, func.length(stored) > MAX_TEXT)
     for name in integers:
         value = column(name)
-        is_other = or_(func.typeof(value) != "integer", value < -INT32, value >= INT32)
+        is_other = or_(func.typeof(value) != "integer", value < -INT32 - 1, value > INT32)
         found[f"{name} is not an integer of 32 bits"] = _ids_where(connection, table, value.is_not(None) & is_other)
     return found
 
