@@ -2,15 +2,18 @@
 
     .venv-bench/bin/python -m bench.compare --help
 
-Each contender is one uvicorn process with the same options, on the same database, under the same load. What is compared
-is the server's CPU time per request: throughput also depends on the load generator and the database, which share its
-cores.
+Each contender is one uvicorn process on the same database, under the same load. The service and its revisions run with
+the options that their Makefile has, the others on uvicorn's own protocol. What is compared is the server's CPU time per
+request: throughput also depends on the load generator and the database, which share its cores.
 
 The machine's speed drifts, so contenders are compared in pairs that are close in time. All servers are up at once, but
 only one has load. A load is measured on one after the other, and then again in the opposite order: two rounds. Ratios
 are taken within a round, and their median counts. Then servers restart, since two processes of the same program differ
 by a few percent in memory layout and hash seed. To resolve a small difference, use many short rounds: `--rounds 20
---seconds 1`. For less noise still, without sockets, see `bench.inprocess`.
+--seconds 1`. For less noise still, without sockets, see `bench.inprocess`. These contenders show what the service's own
+protocol costs:
+
+    .venv-bench/bin/python -m bench.compare --contenders ours ours_on_plain_uvicorn ours_on_h11 --results FOLDER
 """
 
 import argparse
@@ -31,7 +34,7 @@ from bench.databases import DATABASES, databases_for, temporary_folder
 from bench.load import OPERATIONS, raise_file_limit, run_wrk
 from bench.results import Cell, Measurement, Results
 from bench.revisions import check_out, resolve
-from bench.servers import CONTENDERS, POSTGRES_ONLY, Contender, Server
+from bench.servers import CONTENDERS, OPTIONAL_CONTENDERS, POSTGRES_ONLY, Server, service
 
 ROUNDS_PER_START = 2
 WARM_UP = 1  # second
@@ -46,9 +49,9 @@ def main() -> None:
     versions: dict[str, str] = {}
     measurements: list[Measurement] = []
     with temporary_folder() as folder:
-        contenders = [CONTENDERS[name] for name in options.contenders]
+        contenders = [(CONTENDERS | OPTIONAL_CONTENDERS)[name] for name in options.contenders]
         if revision:
-            contenders.insert(1, Contender(revision, root=check_out(revision, folder)))
+            contenders.insert(1, service(revision, check_out(revision, folder)))
         for name in options.databases:
             supported = [one for one in contenders if name == "postgres" or one.name not in POSTGRES_ONLY]
             with databases_for([one.name for one in supported], name, folder) as databases:
@@ -81,7 +84,8 @@ def parse_options() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=4, help="measurements of each cell (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=2, help="per measurement; more for many connections")
     parser.add_argument("--databases", nargs="+", choices=DATABASES, default=list(DATABASES))
-    parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=list(CONTENDERS))
+    names = [*CONTENDERS, *OPTIONAL_CONTENDERS]
+    parser.add_argument("--contenders", nargs="+", choices=names, default=list(CONTENDERS))
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--connections", nargs="+", type=int, default=[32, 64, 1000])
     parser.add_argument("--results", type=Path, default=Path(__file__).with_name("results"), help="folder to save them")

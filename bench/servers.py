@@ -1,5 +1,6 @@
-"""Servers to measure: one uvicorn process each, with the same options."""
+"""Servers to measure: one uvicorn process each. The service runs with the options of `make run`, others with none."""
 
+import re
 import socket
 import subprocess
 import sys
@@ -16,23 +17,36 @@ import psutil
 from bench.databases import ROOT, Database
 
 OURS = "ours"
+PLAIN_PROTOCOL = "ours_on_plain_uvicorn"
 
 
 @dataclass(frozen=True)
 class Contender:
-    """An ASGI app to measure, and the folder that its modules are imported from."""
+    """An ASGI app to measure, the folder that its modules are imported from, and further options of uvicorn."""
 
     name: str
     app: str = "app.main:app"
     root: Path = ROOT
+    options: tuple[str, ...] = ()
+
+
+def service(name: str, root: Path = ROOT) -> Contender:
+    """Return the service, or a revision of it, with the options that its own Makefile starts it with."""
+    app, *options = re.findall(r"^UVICORN := uvicorn (.*)$", (root / "Makefile").read_text(), re.MULTILINE)[0].split()
+    return Contender(name, app, root, tuple(options))
 
 
 CONTENDERS = {
-    OURS: Contender(OURS),
+    OURS: service(OURS),
     **{
         name: Contender(name, f"bench.contenders.{name}:app")
         for name in ("bare_asgi", "floor", "litestar_sqlalchemy", "fastapi_tortoise", "async_port", "tutorial")
     },
+}
+# The service on uvicorn's own protocols. They are measured only if an option names them.
+OPTIONAL_CONTENDERS = {
+    PLAIN_PROTOCOL: Contender(PLAIN_PROTOCOL),
+    "ours_on_h11": Contender("ours_on_h11", options=("--http", "h11")),
 }
 POSTGRES_ONLY = {"bare_asgi", "floor"}
 NO_SETTINGS: Mapping[str, str] = MappingProxyType({})
@@ -76,7 +90,7 @@ class Server:
         options = ("--host", "127.0.0.1", "--port", str(self.port), "--no-access-log", "--log-level", "warning")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - a fixed command
-                [sys.executable, "-m", "uvicorn", self.contender.app, *options],
+                [sys.executable, "-m", "uvicorn", self.contender.app, *self.contender.options, *options],
                 cwd=self.contender.root,
                 env=self._environment,
                 stdout=log,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from bench.load import OPERATIONS
 from bench.results import CONNECTIONS, FEWER_CONNECTIONS, Cell, Results, cpu, throughput
-from bench.servers import OURS
+from bench.servers import OURS, PLAIN_PROTOCOL
 from bench.tables import TITLES
 
 OVERLOAD = Cell("postgres", OURS, "get", 1000)
@@ -41,6 +41,7 @@ TARGETS = (
     Target("postgres", "get", OURS, "floor", "<=", 1.6),
     Target("postgres", "get", "tutorial", OURS, ">=", 3),
     Target("postgres", "get", OURS, "fastapi_tortoise", "<", 1),
+    Target("postgres", "get", OURS, PLAIN_PROTOCOL, "<=", 1.05),
     Target("postgres", "list", OURS, "floor", "<=", 0.65),
     Target("postgres", "list", "tutorial", OURS, ">=", 6),
     Target("postgres", "list", OURS, "async_port", "<", 1),

@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import httpx
+import psutil
 import pytest
 import yaml
 from sqlalchemy import URL
 
 from app.pool import CLOSE_TIMEOUT
+from bench.databases import sqlite
+from bench.servers import CONTENDERS, OURS, Server
 from tests.support.heroes import DEADPOND
 from tests.support.processes import BIN, ROOT, free_port, render_url, run, server
+from tests.support.service import UVICORN
 
 
 def assert_serves(client: httpx.Client) -> None:
@@ -77,6 +81,11 @@ def test_a_fresh_copy_installs_its_dependencies_and_serves(tmp_path: Path) -> No
     with server("make", "run", port=port, cwd=project, changes={"PORT": str(port)}) as client:
         assert_serves(client)
     assert (project / "database.db").exists()
+
+
+def test_the_benchmarks_start_the_service_with_the_options_of_make_run(tmp_path: Path) -> None:
+    with sqlite(tmp_path / "database") as database, Server(CONTENDERS[OURS], database, tmp_path) as service:
+        assert " ".join(UVICORN) in " ".join(psutil.Process(service.pid).cmdline())
 
 
 class TestContainers:
