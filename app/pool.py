@@ -31,21 +31,10 @@ class PoolUnavailableError(Exception):
 
 
 class ConnectionPool:
-    """The connections of one engine, and the queue of those who wait for one.
-
-    Attributes:
-        engine: what connects.
-        free: how many connections can be acquired without waiting.
-    """
+    """The connections of one engine, and the queue of those who wait for one."""
 
     def __init__(
-        self,
-        engine: AsyncEngine,
-        *,
-        size: int,
-        queue_size: int,
-        queue_timeout: float,
-        schema: Schema | None = None,
+        self, engine: AsyncEngine, *, size: int, queue_size: int, queue_timeout: float, schema: Schema | None = None
     ) -> None:
         """Create an empty pool.
 
@@ -56,7 +45,7 @@ class ConnectionPool:
             queue_timeout: how long, in seconds.
             schema: until it is current, no connection is handed out.
         """
-        self.free = size
+        self.free = size  # how many connections can be acquired without waiting
         self._size = size
         self.engine = engine
         self._idle: list[PooledConnection] = []
@@ -77,8 +66,7 @@ class ConnectionPool:
         if self._schema and not self._schema.is_current:
             return None
         self.free -= 1
-        pooled = self._idle.pop()
-        self._in_use.add(pooled)
+        self._in_use.add(pooled := self._idle.pop())
         return pooled
 
     async def acquire(self, *, unbounded: bool = False) -> PooledConnection:
@@ -128,8 +116,9 @@ class ConnectionPool:
         """Close every idle connection now, and those in use when they are given back."""
         for pooled in self._in_use:
             pooled.expired = True
-        self._close_idle()
-        await asyncio.wait([*self._tasks])
+        while self._idle or self._tasks:
+            self._close_idle()
+            await asyncio.wait(self._tasks)
 
     def check_queue(self) -> None:
         """Let one more request in, though it may have to wait.
@@ -209,29 +198,40 @@ class ConnectionPool:
 
     def _wake_next(self) -> None:
         while self._queue:
-            waiter = self._queue.popleft()
-            if not waiter.done():
+            if not (waiter := self._queue.popleft()).done():
                 waiter.set_result(None)
                 return
         self.free += 1
 
     async def _connect(self) -> PooledConnection | None:
         """Return an idle connection or a new one; None if the server grants no more now."""
+        opening = None
         try:
             if self._schema:
                 await self._schema.require()  # it may have changed during the wait
             while self._idle:
-                pooled = self._idle.pop()
-                if is_open(pooled.driver):
+                if is_open((pooled := self._idle.pop()).driver):
                     return pooled
-                await pooled.close()
-            return await connect(self.engine)
+                self._start(close_all([pooled]))
+            # It is not cancelled with the request: SQLAlchemy would leave the socket of half a connect open.
+            return await asyncio.shield(opening := self._start(connect(self.engine)))
         except BaseException as error:
-            if is_too_many_connections(error):
+            if opening and isinstance(error, asyncio.CancelledError):
+                opening.add_done_callback(self._keep)
+            elif is_too_many_connections(error):
                 asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._wake_next)
                 return None
-            self._wake_next()
+            else:
+                self._wake_next()
             raise
+
+    def _keep(self, opening: asyncio.Task[PooledConnection]) -> None:
+        """Release a connection whose request was cancelled while it was being opened."""
+        if opening.cancelled() or opening.exception():
+            self._wake_next()
+        else:
+            self._in_use.add(pooled := opening.result())
+            self.release(pooled)
 
     def _close_idle_after(self, error: ExceptionContext) -> None:
         # When one is lost, others may be; when the server grants no more, they are left to the engine's other pool.
