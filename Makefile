@@ -48,7 +48,7 @@ test: install ## Run the tests, on SQLite and on a Postgres that they start
 test-slow: install ## Run the slow tests
 	$(BIN)/pytest -m slow $(PARALLEL)
 
-test-chaos: install ## Run the tests that break the network or the database under a running service
+test-chaos: install ## Run the tests that break the network, the database or the process under a running service
 	$(BIN)/pytest -m chaos $(PARALLEL)
 
 test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf

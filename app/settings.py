@@ -59,7 +59,7 @@ class Settings(BaseSettings):
     )
     lock_timeout: Seconds = Field(
         default=5,
-        description="Seconds that a statement waits for a lock.",
+        description="Seconds that a statement waits for each lock.",
     )
     statement_timeout: Seconds = Field(
         default=10,

