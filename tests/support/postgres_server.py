@@ -44,14 +44,17 @@ class PostgresServer:
     def frozen(self) -> Iterator[None]:
         """Freeze all of its processes for a block: they answer nothing, and close nothing."""
         postmaster = psutil.Process(self._server.get_pid())
-        postmaster.suspend()  # first, so that it starts no more
-        processes = [postmaster, *postmaster.children(recursive=True)]
-        for process in processes[1:]:
-            process.suspend()
+        frozen: list[psutil.Process] = []
         try:
+            # The postmaster first, so that it starts no more, and last, so that none that has ended is gone before.
+            postmaster.suspend()
+            frozen.append(postmaster)
+            for process in postmaster.children(recursive=True):
+                process.suspend()
+                frozen.append(process)
             yield
         finally:
-            for process in processes:
+            for process in reversed(frozen):
                 process.resume()
 
 
