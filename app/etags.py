@@ -29,9 +29,12 @@ READ_PRECONDITIONS = request_headers(
 class PreconditionFailed(HTTPException):
     """412: the row's version is not one that If-Match and If-None-Match accept."""
 
-    def __init__(self, headers: Headers) -> None:
-        """Say which header it was. A change of the row is the reason that clients want to hear of first."""
-        if "if-match" in headers:
+    def __init__(self, version: int, headers: Headers) -> None:
+        """Say which header it was. A change of the row is the reason that clients want to hear of first.
+
+        The version may be newer than the one that the statement met: without If-None-Match, it was If-Match.
+        """
+        if "if-none-match" not in headers or not matches_if_match(version, headers):
             reason = "The resource has changed: no ETag in If-Match matches its current version."
         else:
             reason = "An ETag in If-None-Match matches the resource's current version."

@@ -94,6 +94,13 @@ class TestIfNoneMatch:
         others = ",".join(f'"{number}"' for number in range(3, MAX_ETAGS + 4))
         assert (await client.delete(path, headers={"If-None-Match": others})).status_code == 412
 
+    async def test_its_412_is_not_blamed_on_an_if_match_that_holds(self, client: httpx.AsyncClient, path: str) -> None:
+        for method, body in (("PATCH", {"age": 40}), ("PATCH", {}), ("DELETE", None)):
+            headers = {"If-Match": '"2"', "If-None-Match": "*"}
+            response = await client.request(method, path, json=body, headers=headers)
+            assert response.status_code == 412
+            assert response.json() == {"detail": "An ETag in If-None-Match matches the resource's current version."}
+
     async def test_a_write_to_a_missing_hero_is_404(self, client: httpx.AsyncClient) -> None:
         for method in ("PATCH", "DELETE"):
             response = await client.request(method, "/heroes/9", json={"age": 1}, headers={"If-None-Match": "*"})

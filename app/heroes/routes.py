@@ -86,7 +86,7 @@ async def read_hero(hero_id: HeroId, request: Request, session: ReadSessionDep) 
     if hero is None:
         raise HeroNotFound
     if not matches_if_match(hero.version, request.headers):
-        raise PreconditionFailed(request.headers)
+        raise PreconditionFailed(hero.version, request.headers)
     if matches_if_none_match(hero.version, request.headers):
         return Response(status_code=304, headers={"ETag": format_etag(hero.version)})
     return respond(hero)
@@ -179,9 +179,8 @@ class HeroNotFound(HTTPException):
 async def missing_or_stale(session: AsyncSession, hero_id: int, request: Request) -> HTTPException:
     """Tell why a statement found no hero: it does not exist, or has a version that a precondition excludes."""
     is_conditional = "if-match" in request.headers or "if-none-match" in request.headers
-    if is_conditional and (await session.exec(READ, params={"hero_id": hero_id})).one_or_none():
-        return PreconditionFailed(request.headers)
-    return HeroNotFound()
+    hero = (await session.exec(READ, params={"hero_id": hero_id})).one_or_none() if is_conditional else None
+    return PreconditionFailed(hero.version, request.headers) if hero else HeroNotFound()
 
 
 def to_public(row: HeroRow) -> dict[str, Any]:
