@@ -60,8 +60,8 @@ test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf
 	dpkg -x nginx_*.deb . && usr/sbin/nginx -v || \
 	{ rm -rf ../.nginx; echo "nginx could not be downloaded: install it (Debian: apt-get install nginx)." >&2; exit 1; }
 
-fuzz: install ## Send more than 20,000 generated requests to each database, with a random seed
-	FUZZ_EXAMPLES=1000 FUZZ_SEED=random $(BIN)/pytest -s -m "" tests/test_fuzz.py
+fuzz: install ## Send generated requests, sequences of them and raw bytes to both databases, with a random seed (10 min)
+	FUZZ_EXAMPLES=1000 FUZZ_SEED=random $(BIN)/pytest -s -m "" tests/test_fuzz*.py
 
 clients: install ## Generate clients in Python and TypeScript, check their types and run them; needs Node
 	$(BIN)/pytest -m node

@@ -1,26 +1,28 @@
 """Random requests: none gets a 5xx, and both databases give the same response.
 
-FUZZ_EXAMPLES sets how many there are: a few in `make test`, many in `make fuzz`.
+`test_fuzz_state.py` has sequences of requests, `test_fuzz_sockets.py` the framing of requests. FUZZ_EXAMPLES sets how
+many there are: a few in `make test`, many in `make fuzz`.
 """
 
 import json
-import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from http.client import HTTPResponse
-from typing import Any
+from pathlib import Path
 
+import httpx
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from sqlalchemy import URL
 
+from tests.support.databases import Databases
+from tests.support.fuzzing import EXAMPLES, SEED, fuzzed
 from tests.support.heroes import DEADPOND
-from tests.support.processes import TIMEOUT, free_port, render_url, run, server
+from tests.support.processes import TIMEOUT, run
+from tests.support.service import running_service
 
-EXAMPLES = int(os.environ.get("FUZZ_EXAMPLES", "10"))
-SEED = os.environ.get("FUZZ_SEED", "1")
 FRAMING = {"connection", "content-length", "expect", "host", "transfer-encoding", "upgrade", "x-request-id"}
 
 values = st.recursive(
@@ -31,6 +33,7 @@ values = st.recursive(
     | st.text()
     | st.text(st.characters(categories=["Cs", "Cc"])),
     lambda children: st.lists(children) | st.dictionaries(st.text(), children),
+    max_leaves=10,
 )
 fields = st.sampled_from(["name", "age", "secret_name", "id"]) | st.text()
 heroes = st.fixed_dictionaries({"name": st.text(min_size=1), "secret_name": st.text(min_size=1)})
@@ -70,17 +73,19 @@ changes = bodies.map(lambda body: write("PATCH", "/heroes/1", [("Content-Type", 
 
 
 @pytest.fixture(scope="module")
-def ports(sqlite_databases: Any, postgres_databases: Any) -> Iterator[tuple[int, int]]:
-    """The ports of two servers with the same hero, one on each database."""
+def ports(
+    sqlite_databases: Databases, postgres_databases: Databases, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[tuple[int, int]]:
+    """The ports of two services with the same hero, one on each database."""
     urls = [sqlite_databases.migrated(), postgres_databases.migrated()]
-    ports = [free_port(), free_port()]
+    log = tmp_path_factory.mktemp("services") / "log"
     with ExitStack() as stack:
-        for url, port in zip(urls, ports, strict=True):
-            command = ("uvicorn", "app.main:app", "--port", str(port), "--log-level", "error")
-            client = stack.enter_context(server(*command, port=port, changes={"DATABASE_URL": render_url(url)}))
-            assert client.post("/heroes/", json=DEADPOND).json()["id"] == 1
+        ports = [stack.enter_context(running_service(url, log)).port for url in urls]
+        for port in ports:
+            assert httpx.post(f"http://127.0.0.1:{port}/heroes/", json=DEADPOND).json()["id"] == 1
         yield ports[0], ports[1]
     postgres_databases.drop(urls[1])
+    assert "Traceback" not in log.read_text()
 
 
 def send(port: int, request: bytes) -> tuple[int, dict[str, str], bytes]:
@@ -100,11 +105,6 @@ def check(ports: tuple[int, int], request: bytes) -> None:
     assert status < 500
     if status >= 400 and headers["content-type"] == "application/json":
         assert json.loads(body).keys() == {"detail"}
-
-
-def fuzzed(examples: int) -> settings:
-    slow = [HealthCheck.too_slow]
-    return settings(max_examples=examples, deadline=None, suppress_health_check=slow, derandomize=SEED != "random")
 
 
 @fuzzed(10 * EXAMPLES)
@@ -132,14 +132,12 @@ def test_any_bytes_get_400_or_a_closed_connection(ports: tuple[int, int], reques
 
 
 @pytest.mark.slow
-def test_responses_conform_to_the_schema(url: URL) -> None:
+def test_responses_conform_to_the_schema(url: URL, tmp_path: Path) -> None:
     """Run all checks of Schemathesis, including its stateful ones."""
-    port = free_port()
-    command = ("uvicorn", "app.main:app", "--port", str(port), "--log-level", "error")
-    with server(*command, port=port, changes={"DATABASE_URL": render_url(url)}):
+    with running_service(url, tmp_path / "log") as service:
         seed = [] if SEED == "random" else ["--seed", SEED]
-        options = ["--checks", "all", "--max-examples", str(EXAMPLES), "--no-color", *seed]
+        options = ["--checks", "all", "--max-examples", str(max(10, EXAMPLES // 5)), "--no-color", *seed]
         check = ("schemathesis", "--config-file", "tests/schemathesis.toml", "run")
-        result = run(*check, f"http://127.0.0.1:{port}/openapi.json", *options, changes={}, timeout=3600)
+        result = run(*check, f"http://127.0.0.1:{service.port}/openapi.json", *options, changes={}, timeout=3600)
     print(result.stdout)  # noqa: T201 - the number of requests, shown by `pytest -s`
     assert result.returncode == 0, result.stdout
