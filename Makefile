@@ -11,16 +11,22 @@ UVICORN := uvicorn app.main:app --http app.protocol:StrictHTTPProtocol --ws none
 # The installed nginx, or one that is unpacked here: installing the package would start a server.
 NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/nginx)
 
+# PgBouncer likewise, with the libraries that only it needs. TEST_PGBOUNCER names another executable.
+PGBOUNCER := $(or $(TEST_PGBOUNCER),$(shell PATH="$$PATH:/usr/sbin" command -v pgbouncer),.pgbouncer/usr/sbin/pgbouncer)
+
+# The tests that run through PgBouncer too.
+CONTRACT := batch contract etags export heroes idempotency pagination pooled_session
+
 # Each process has its own Postgres, and waits for half of the time: four are faster than two, on two CPUs. Each starts
 # with a run of neighbouring tests, so that fixtures of a module or of a kind of database are mostly created once.
 PARALLEL := --numprocesses 4 --dist worksteal
 
 # The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
-test test-slow test-chaos test-proxy: export PYTHONDONTWRITEBYTECODE :=
+test test-slow test-chaos test-proxy test-pooler: export PYTHONDONTWRITEBYTECODE :=
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status test test-slow test-chaos test-proxy fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status test test-slow test-chaos test-proxy test-pooler fuzz clients bench lint types drift format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
@@ -60,6 +66,19 @@ test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf
 	dpkg -x nginx_*.deb . && usr/sbin/nginx -v || \
 	{ rm -rf ../.nginx; echo "nginx could not be downloaded: install it (Debian: apt-get install nginx)." >&2; exit 1; }
 
+test-pooler: install $(PGBOUNCER) ## Run the tests behind PgBouncer, and those of the contract through it
+	$(BIN)/pytest -m pooler
+	DATABASE_POOLER=transaction $(BIN)/pytest $(PARALLEL) -k postgres $(CONTRACT:%=tests/test_%.py)
+
+.pgbouncer/usr/sbin/pgbouncer:
+	@mkdir -p .pgbouncer && cd .pgbouncer && \
+	libraries() { apt-cache depends pgbouncer | awk '/Depends: lib(c-?ares|event)/ { print $$2 }'; } && \
+	{ apt-get -qq download pgbouncer $$(libraries) || \
+	{ apt-get -qq update && apt-get -qq download pgbouncer $$(libraries); }; } && \
+	for package in *.deb; do dpkg -x "$$package" .; done && \
+	LD_LIBRARY_PATH="$$(echo usr/lib/*-linux-*)" usr/sbin/pgbouncer --version || \
+	{ rm -rf ../.pgbouncer; echo "PgBouncer could not be downloaded: install it (Debian: apt-get install pgbouncer)." >&2; exit 1; }
+
 fuzz: install ## Send generated requests, sequences of them and raw bytes to both databases, with a random seed (10 min)
 	FUZZ_EXAMPLES=1000 FUZZ_SEED=random $(BIN)/pytest -s -m "" tests/test_fuzz*.py
 
@@ -93,4 +112,4 @@ lock: install ## Lock the newest versions of the dependencies; needs Node
 	cd tests/clients && npm update --package-lock-only --no-audit --no-fund
 
 clean: ## Remove what the other targets created
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx database.db database.db-shm database.db-wal database.db.*.bak
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx .pgbouncer database.db database.db-shm database.db-wal database.db.*.bak

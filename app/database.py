@@ -1,7 +1,8 @@
 """The database: engines set up for what stands behind a URL."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, cast
 
 import asyncpg
@@ -12,7 +13,15 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
-from app.drivers import KeepAliveConnection, SQLiteConnection, retry_stale_statements
+from app.drivers import SQLiteConnection, retry_stale_statements
+from app.pooler import (
+    AUTOCOMMIT,
+    STATEMENT_OPTIONS,
+    PoolerConnection,
+    commit_each_statement,
+    connect_to_pooler,
+    connect_to_server,
+)
 from app.urls import is_sqlite, split_hosts
 
 # aiosqlite logs each statement with its parameters, which nothing else here does.
@@ -31,9 +40,7 @@ CONNECT_TIMEOUT = 5  # seconds, for all of the hosts of a URL together
 ANSWER_TIMEOUT = 2
 WAL_LIMIT = 64 * 2**20  # bytes that SQLite's write-ahead log keeps: half as much again as between two checkpoints
 
-# Keys of `Connection.info`, which lives as long as the driver's connection.
-AUTOCOMMIT = "autocommit"  # whether a statement commits by itself
-FAILED = "failed"  # whether a statement has failed since the last look
+FAILED = "failed"  # key of `Connection.info`: whether a statement has failed since the last look
 
 
 class Database:
@@ -43,7 +50,15 @@ class Database:
     writer.
     """
 
-    def __init__(self, url: URL, *, lock_timeout: float, statement_timeout: float, sqlite_synchronous: str) -> None:
+    def __init__(
+        self,
+        url: URL,
+        *,
+        lock_timeout: float,
+        statement_timeout: float,
+        sqlite_synchronous: str,
+        pooler: str | None = None,
+    ) -> None:
         """Create the engines. The timeouts are in seconds."""
         if is_sqlite(url):
             reading: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
@@ -57,7 +72,9 @@ class Database:
                 "lock_timeout": int(lock_timeout * 1000),
                 "statement_timeout": int(statement_timeout * 1000),
             }
-        self.writes = build_engine(url, writing, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT)
+        self.writes = build_engine(
+            url, writing, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler
+        )
         self.reads = self.writes
         if is_sqlite(url):
             self.reads = build_engine(url, reading, poolclass=NullPool)
@@ -76,7 +93,12 @@ def in_transaction(driver: Any) -> bool:
 
 
 def build_engine(
-    url: URL, session: Mapping[str, object], *, deadline: float | None = None, **options: Any
+    url: URL,
+    session: Mapping[str, object],
+    *,
+    deadline: float | None = None,
+    pooler: str | None = None,
+    **options: Any,
 ) -> AsyncEngine:
     """Build an engine whose every connection starts with the settings in `session`.
 
@@ -84,25 +106,34 @@ def build_engine(
         url: as `urls.parse_url` gives it.
         session: parameters of Postgres, or pragmas of SQLite.
         deadline: the seconds after which a statement that Postgres has not answered costs its connection.
+        pooler: the mode of the pooler that the URL leads to, if it is one: "transaction".
         options: of SQLAlchemy's `create_async_engine`.
     """
     if is_sqlite(url):
         return _sqlite_engine(url, session, **options)
-    return _postgres_engine(url, session, deadline, **options)
+    return _postgres_engine(url, session, deadline, pooler, **options)
 
 
-def _postgres_engine(url: URL, session: Mapping[str, object], deadline: float | None, **options: Any) -> AsyncEngine:
+def _postgres_engine(
+    url: URL, session: Mapping[str, object], deadline: float | None, pooler: str | None, **options: Any
+) -> AsyncEngine:
     parameters = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
     # asyncpg has no channel binding: what a hosting company's URL asks of it can only be left out.
     parameters.pop("channel_binding", None)
-    # As command line options, because there the last one counts: what the URL says overrides what we say.
-    ours = [f"-c {name}={value}" for name, value in session.items()]
-    parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
+    arguments: dict[str, Any] = {"command_timeout": deadline}
+    connect: Callable[..., Awaitable[asyncpg.Connection]] = connect_to_server
+    if pooler:
+        arguments |= STATEMENT_OPTIONS
+        connect = partial(connect_to_pooler, session)
+    else:
+        # As command line options, because there the last one counts: what the URL says overrides what we say.
+        ours = [f"-c {name}={value}" for name, value in session.items()]
+        parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
     # asyncpg reads the URL itself: it knows more of libpq's parameters than SQLAlchemy passes on.
-    hosts = Hosts(url.set(drivername="postgresql", query=parameters))
+    hosts = Hosts(url.set(drivername="postgresql", query=parameters), connect)
     engine = create_async_engine(
         "postgresql+asyncpg://",
-        connect_args={"command_timeout": deadline, "async_creator_fn": hosts.connect},
+        connect_args={"async_creator_fn": hosts.connect, **arguments},
         hide_parameters=True,
         **options,
     )
@@ -118,29 +149,32 @@ def _postgres_engine(url: URL, session: Mapping[str, object], deadline: float | 
             error.connection.info[FAILED] = True
         return None
 
+    if pooler:
+        commit_each_statement(engine)  # after that, so that it doesn't wait for a connection that is silent
     return engine
 
 
 class Hosts:
     """The hosts of a URL. Each has its time to accept a connection, and the last that did is asked first."""
 
-    def __init__(self, url: URL) -> None:
+    def __init__(self, url: URL, connect: Callable[..., Awaitable[asyncpg.Connection]]) -> None:
+        """Take a URL, and what connects to one host: it has the arguments of `asyncpg.connect`."""
         self._urls = split_hosts(url)
+        self._connect = connect
 
     async def connect(self, **options: Any) -> asyncpg.Connection:
         """Connect to the first host that accepts.
 
         Raises:
-            ClientCannotConnectError: none does. It is an error of Postgres, so that it becomes a SQLAlchemyError.
+            ClientCannotConnectError: none does, or one is a pooler that was not expected. It is an error of Postgres,
+                so that it becomes a SQLAlchemyError.
         """
         refusals: list[str] = []
         timeout = CONNECT_TIMEOUT / len(self._urls)
         for url in [*self._urls]:
             dsn = url.render_as_string(hide_password=False)
             try:
-                connection: asyncpg.Connection = await asyncpg.connect(
-                    dsn, timeout=timeout, connection_class=KeepAliveConnection, **options
-                )
+                connection = await self._connect(dsn, timeout=timeout, **options)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
                 refusals.append(f"{type(error).__name__}: {error}" if str(error) else "no answer in time")
             else:
@@ -186,7 +220,9 @@ def set_autocommit(connection: Connection, *, autocommit: bool) -> None:
         autocommit: whether its isolation level is AUTOCOMMIT.
     """
     connection.info[AUTOCOMMIT] = autocommit
-    if connection.dialect.name == "postgresql":
+    # Not by isinstance, which is true of every connection of asyncpg.
+    is_pooler = type(connection.connection.driver_connection) is PoolerConnection
+    if connection.dialect.name == "postgresql" and not is_pooler:
         dbapi_connection = cast(DBAPIConnection, connection.connection.dbapi_connection)
         if autocommit:
             connection.dialect.set_isolation_level(dbapi_connection, "AUTOCOMMIT")

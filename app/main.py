@@ -49,6 +49,7 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         lock_timeout=settings.lock_timeout,
         statement_timeout=settings.statement_timeout,
         sqlite_synchronous=settings.sqlite_synchronous,
+        pooler=settings.database_pooler,
     )
     async with SessionMaker(
         database,

@@ -41,6 +41,15 @@ class Settings(BaseSettings):
         validate_default=True,
         description="The database: a SQLite file or a Postgres server.",
     )
+    database_pooler: Literal["transaction"] | None = Field(
+        default=None,
+        description="`transaction`: `DATABASE_URL` leads to a pooler in that mode, such as PgBouncer.",
+    )
+    migration_database_url: Annotated[URL | None, NoDecode, BeforeValidator(parse_url)] = Field(
+        default=None,
+        validate_default=False,
+        description="The database for `alembic`, if `DATABASE_URL` leads to a pooler.",
+    )
     pool_size: int = Field(
         default=10,
         ge=1,

@@ -28,7 +28,7 @@ logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 log = logging.getLogger("migrations.env")
 
 settings = Settings.from_environment()
-URL = config.attributes.get("url") or settings.database_url
+URL = config.attributes.get("url") or settings.migration_database_url or settings.database_url
 SQLITE = is_sqlite(URL)
 TIMEOUT = settings.migration_timeout
 LIMITS = {

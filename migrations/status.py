@@ -23,9 +23,9 @@ async def main() -> None:
     Raises:
         SystemExit: the database does not answer.
     """
-    engine = build_engine(
-        Settings.from_environment().database_url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT"
-    )
+    settings = Settings.from_environment()
+    url = settings.migration_database_url or settings.database_url
+    engine = build_engine(url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     try:
         async with engine.connect() as connection:
             current = await connection.run_sync(read_revisions)

@@ -14,7 +14,9 @@ from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
 from tests.support.databases import Databases
+from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres_server import running_postgres
+from tests.support.sql import POOLER
 
 
 @pytest.fixture(autouse=True)
@@ -40,9 +42,21 @@ def sqlite_databases(tmp_path_factory: pytest.TempPathFactory) -> Databases:
 
 
 @pytest.fixture(scope="session")
-def postgres_databases(postgres: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Databases]:
+def pooler(postgres: URL) -> Iterator[URL | None]:
+    """A PgBouncer in front of that server, if DATABASE_POOLER asks the service to expect one."""
+    if POOLER is None:
+        yield None
+        return
+    with pgbouncer(postgres, default_pool_size="20") as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def postgres_databases(
+    postgres: URL, pooler: URL | None, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Databases]:
     """Creates Postgres databases."""
-    databases = Databases(postgres, tmp_path_factory.mktemp("databases"))
+    databases = Databases(postgres, tmp_path_factory.mktemp("databases"), pooler=pooler)
     yield databases
     databases.drop(databases.template)
 

@@ -21,7 +21,17 @@ RESOURCES = [path for path in FILES if path.parent.parent == APP]
 # The database, below HTTP: each of these can be used without a web framework.
 DATABASE = [
     APP / f"{name}.py"
-    for name in ("database", "db_errors", "drivers", "pool", "pooled_connection", "schema", "sqlite_file", "urls")
+    for name in (
+        "database",
+        "db_errors",
+        "drivers",
+        "pool",
+        "pooled_connection",
+        "pooler",
+        "schema",
+        "sqlite_file",
+        "urls",
+    )
 ]
 # Everything but what says of each private name why it is used.
 PUBLIC_API = [path for path in (*FILES, *sorted((ROOT / "migrations").rglob("*.py"))) if path != APP / "drivers.py"]

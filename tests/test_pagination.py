@@ -17,6 +17,7 @@ from sqlalchemy import JSON, URL, Column, Integer, MetaData, String, Table, bind
 from app.database import build_engine
 from app.keyset import KeysetPaginator
 from app.pagination import PageQuery
+from tests.support.sql import POOLER
 
 SORTS = ("id", "-id", "name", "-name", "age", "-age")
 FILTERS = (
@@ -131,7 +132,7 @@ class TestOrder:
 
 
 async def test_the_collation_of_names_does_not_depend_on_the_database(postgres_url: URL) -> None:
-    engine = build_engine(postgres_url, {})
+    engine = build_engine(postgres_url, {}, pooler=POOLER)
     async with engine.connect() as connection:
         collation = await connection.scalar(
             text(

@@ -29,7 +29,7 @@ from tests.support.sessions import (
     run,
     serving,
 )
-from tests.support.sql import execute_autocommit
+from tests.support.sql import POOLER, execute_autocommit
 
 PID = text("SELECT pg_backend_pid()")
 
@@ -184,7 +184,7 @@ class TestSession:
         assert (await fetch_ages(url))[0] == 5
 
     async def test_relationships_load_by_selectinload(self, sessionmaker: SessionMaker, url: URL) -> None:
-        engine = build_engine(url, {})
+        engine = build_engine(url, {}, pooler=POOLER)
         async with engine.begin() as connection:
             await connection.run_sync(Model.metadata.create_all)
         await engine.dispose()

@@ -88,6 +88,17 @@ async def test_an_operation_on_postgres_is_one_round_trip(postgres_url: URL) -> 
         assert await run_operations(client, 2, lambda: proxy.round_trips) == BUDGET
 
 
+async def test_behind_a_pooler_an_operation_on_postgres_is_begin_a_statement_and_commit(postgres_url: URL) -> None:
+    """The description of the statement is a fourth round trip, which is not counted: ReadyForQuery doesn't end it."""
+    budget = [(method, path, status, 3 * trips) for method, path, status, trips in BUDGET]
+    async with (
+        counting_proxy(postgres_url) as (url, proxy),
+        running(create_app(Settings(database_url=url, pool_size=1, database_pooler="transaction"))) as client,
+    ):
+        await run_operations(client, 1, lambda: proxy.round_trips)
+        assert await run_operations(client, 2, lambda: proxy.round_trips) == budget
+
+
 async def test_an_operation_on_sqlite_is_one_statement(sqlite_url: URL) -> None:
     statements: list[str] = []
 

@@ -38,5 +38,5 @@ def test_the_default_database_is_a_file_in_the_working_directory(
 def test_the_readme_lists_every_setting_with_its_default_and_its_description() -> None:
     readme = (ROOT / "README.md").read_text()
     for name, field in Settings.model_fields.items():
-        default = "none" if field.default == () else f"`{field.default}`"
+        default = "none" if field.default in {(), None} else f"`{field.default}`"
         assert f"| `{name.upper()}` | {default} | {field.description} |" in readme

@@ -14,9 +14,16 @@ from tests.support.sql import execute_autocommit
 class Databases:
     """Creates databases of one kind, empty or migrated, each used by one test alone."""
 
-    def __init__(self, server: URL | None, folder: Path) -> None:
-        """Create Postgres databases on the server, or SQLite files in the folder if there is no server."""
+    def __init__(self, server: URL | None, folder: Path, *, pooler: URL | None = None) -> None:
+        """Create Postgres databases on the server, or SQLite files in the folder if there is no server.
+
+        Args:
+            server: a URL of it.
+            folder: for the files.
+            pooler: a URL of the server through a pooler, which migrated databases are used through.
+        """
         self._server = server
+        self._pooler = pooler or server
         self._folder = folder
         self.template = self.empty()
         migrate(self.template)
@@ -37,9 +44,10 @@ class Databases:
             assert url.database
             shutil.copyfile(self.template.database, url.database)
             return url
+        assert self._pooler
         name = f"test_{secrets.token_hex(6)}"
         execute_autocommit(self._server, f"CREATE DATABASE {name} TEMPLATE {self.template.database} STRATEGY file_copy")
-        return self._server.set(database=name)
+        return self._pooler.set(database=name)
 
     def drop(self, url: URL) -> None:
         """Drop a Postgres database, and close its connections."""

@@ -7,6 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from sqlalchemy import URL, Connection, text
 
 from app.database import build_engine
+from tests.support.sql import POOLER
 
 
 def lock_writes(connection: Connection, table: str = "hero") -> None:
@@ -30,7 +31,7 @@ def write_lock(url: URL) -> Iterator[None]:
 @asynccontextmanager
 async def async_write_lock(url: URL, table: str = "hero") -> AsyncIterator[None]:
     """Hold the lock, from within an event loop."""
-    engine = build_engine(url, {})
+    engine = build_engine(url, {}, pooler=POOLER)
     async with engine.begin() as connection:
         await connection.run_sync(lock_writes, table)
         yield

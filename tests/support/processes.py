@@ -29,7 +29,7 @@ def render_url(url: URL) -> str:
 def environment(changes: Mapping[str, str]) -> dict[str, str]:
     """Return this process's environment with changes, and with the virtual environment's commands first on PATH."""
     path = f"{BIN}{os.pathsep}{os.environ['PATH']}"
-    excluded = {"MAKEFLAGS", "MAKELEVEL", *(name.upper() for name in Settings.model_fields)}
+    excluded = {"MAKEFLAGS", "MAKELEVEL", *(name.upper() for name in Settings.model_fields)} - {"DATABASE_POOLER"}
     inherited = {name: value for name, value in os.environ.items() if name not in excluded}
     return inherited | {"PATH": path, **changes}
 

@@ -22,6 +22,7 @@ from tests.support.heroes import DEADPOND
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
+from tests.support.sql import POOLER
 
 HEROES: Any = SQLModel.metadata.tables["hero"]
 
@@ -32,7 +33,7 @@ def deadpond(**values: Any) -> Hero:
 
 async def run(url: URL, *statements: str) -> None:
     """Execute statements in one transaction, past the service."""
-    engine = build_engine(url, {})
+    engine = build_engine(url, {}, pooler=POOLER)
     async with engine.begin() as connection:
         for statement in statements:
             await connection.execute(text(statement))
@@ -41,7 +42,7 @@ async def run(url: URL, *statements: str) -> None:
 
 async def fetch_ages(url: URL) -> list[int | None]:
     """Read what is committed, past the service."""
-    engine = build_engine(url, {"query_only": "ON"} if is_sqlite(url) else {})
+    engine = build_engine(url, {"query_only": "ON"} if is_sqlite(url) else {}, pooler=POOLER)
     async with engine.connect() as connection:
         ages = list(await connection.scalars(text("SELECT age FROM hero ORDER BY id")))
     await engine.dispose()

@@ -1,6 +1,7 @@
 """Run SQL on a database past the service, from code that has no event loop of its own."""
 
 import asyncio
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,15 @@ from sqlalchemy import URL, Connection, NullPool, inspect, text
 
 from app.database import build_engine
 
+# What the service expects behind a Postgres URL, unless a test passes the setting: `make test-pooler` sets it.
+POOLER = os.environ.get("DATABASE_POOLER")
+
 
 def run_in_transaction(url: URL, work: Callable[[Connection], Any]) -> Any:
     """Call a function with a connection in a transaction, commit, and return what the function returned."""
 
     async def connect_and_work() -> Any:
-        engine = build_engine(url, {}, poolclass=NullPool)
+        engine = build_engine(url, {}, poolclass=NullPool, pooler=POOLER)
         async with engine.begin() as connection:
             return await connection.run_sync(work)
 
