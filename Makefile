@@ -22,14 +22,14 @@ CONTRACT := batch contract etags export heroes idempotency pagination pooled_ses
 PARALLEL := --numprocesses 4 --dist worksteal
 
 # The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
-test test-slow test-chaos test-proxy test-pooler: export PYTHONDONTWRITEBYTECODE :=
+test test-slow test-chaos test-proxy test-pooler test-replication: export PYTHONDONTWRITEBYTECODE :=
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status test test-slow test-chaos test-proxy test-pooler fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status test test-slow test-chaos test-proxy test-pooler test-replication fuzz clients bench lint types drift format lock clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-12s%s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s%s\n", $$1, $$2 }' Makefile
 
 install: .venv/installed ## Create .venv with the locked dependencies
 
@@ -78,6 +78,9 @@ test-pooler: install $(PGBOUNCER) ## Run the tests behind PgBouncer, and those o
 	for package in *.deb; do dpkg -x "$$package" .; done && \
 	LD_LIBRARY_PATH="$$(echo usr/lib/*-linux-*)" usr/sbin/pgbouncer --version || \
 	{ rm -rf ../.pgbouncer; echo "PgBouncer could not be downloaded: install it (Debian: apt-get install pgbouncer)." >&2; exit 1; }
+
+test-replication: install ## Run the tests of a read replica and of failover, on several servers
+	$(BIN)/pytest -m replication --numprocesses 2 --dist loadfile
 
 fuzz: install ## Send generated requests, sequences of them and raw bytes to both databases, with a random seed (10 min)
 	FUZZ_EXAMPLES=1000 FUZZ_SEED=random $(BIN)/pytest -s -m "" tests/test_fuzz*.py

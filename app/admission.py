@@ -22,6 +22,6 @@ class AdmissionRoute(APIRoute):
         """Handle the request, or raise `PoolUnavailableError`."""
         sessionmaker = getattr(scope["app"].state, "sessionmaker", None)  # None if a test overrides the sessions
         if sessionmaker and scope["method"] in (self.methods or ()):
-            pool = sessionmaker.reads if scope["method"] == "GET" else sessionmaker.writes
+            pool = sessionmaker.reads_of(scope) if scope["method"] == "GET" else sessionmaker.writes
             pool.check_queue()
         await super().handle(scope, receive, send)

@@ -34,6 +34,7 @@ BigId = BigInteger().with_variant(Integer(), "sqlite")
 CodePoints = String().with_variant(String(collation="C"), "postgresql")
 
 CONNECT_TIMEOUT = 5  # seconds, for all of the hosts of a URL together
+REPLICA_CONNECT_TIMEOUT = 1  # seconds, after which the primary is read from
 
 # Seconds that the database has to end a statement that has reached its limit, before the connection is given up. It
 # answers at once, unless the network or the server hangs.
@@ -47,10 +48,10 @@ class Database:
     """The engines of one process. None connects before it is used, and a `ConnectionPool` keeps its connections.
 
     On Postgres `writes` and `reads` are one engine. On SQLite the connections of `reads` can't write, and wait for no
-    writer.
+    writer. `replica` is the engine of a streaming replica, if there is one.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - by keyword, one for each setting
         self,
         url: URL,
         *,
@@ -58,8 +59,11 @@ class Database:
         statement_timeout: float,
         sqlite_synchronous: str,
         pooler: str | None = None,
+        replica_url: URL | None = None,
     ) -> None:
         """Create the engines. The timeouts are in seconds."""
+        self.replica: AsyncEngine | None = None
+        self.has_several_hosts = not is_sqlite(url) and len(split_hosts(url)) > 1
         if is_sqlite(url):
             reading: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
             writing = reading | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
@@ -72,12 +76,14 @@ class Database:
                 "lock_timeout": int(lock_timeout * 1000),
                 "statement_timeout": int(statement_timeout * 1000),
             }
-        self.writes = build_engine(
-            url, writing, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler
-        )
-        self.reads = self.writes
+        build = partial(build_engine, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler)
+        self.writes = self.reads = build(url, writing)
+        if replica_url is not None:
+            if not pooler:
+                replica_url = replica_url.set(query={"target_session_attrs": "standby", **replica_url.query})
+            self.replica = build(replica_url, reading, connect_timeout=REPLICA_CONNECT_TIMEOUT)
         if is_sqlite(url):
-            self.reads = build_engine(url, reading, poolclass=NullPool)
+            self.reads = build(url, reading)
 
 
 def is_open(driver: Any) -> bool:
@@ -98,6 +104,7 @@ def build_engine(
     *,
     deadline: float | None = None,
     pooler: str | None = None,
+    connect_timeout: float = CONNECT_TIMEOUT,
     **options: Any,
 ) -> AsyncEngine:
     """Build an engine whose every connection starts with the settings in `session`.
@@ -107,15 +114,16 @@ def build_engine(
         session: parameters of Postgres, or pragmas of SQLite.
         deadline: the seconds after which a statement that Postgres has not answered costs its connection.
         pooler: the mode of the pooler that the URL leads to, if it is one: "transaction".
+        connect_timeout: the seconds that all hosts of a Postgres URL together have to accept a connection.
         options: of SQLAlchemy's `create_async_engine`.
     """
     if is_sqlite(url):
         return _sqlite_engine(url, session, **options)
-    return _postgres_engine(url, session, deadline, pooler, **options)
+    return _postgres_engine(url, session, deadline, pooler, connect_timeout, **options)
 
 
 def _postgres_engine(
-    url: URL, session: Mapping[str, object], deadline: float | None, pooler: str | None, **options: Any
+    url: URL, session: Mapping[str, object], deadline: float | None, pooler: str | None, timeout: float, **options: Any
 ) -> AsyncEngine:
     parameters = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
     # asyncpg has no channel binding: what a hosting company's URL asks of it can only be left out.
@@ -126,11 +134,13 @@ def _postgres_engine(
         arguments |= STATEMENT_OPTIONS
         connect = partial(connect_to_pooler, session)
     else:
+        if len(split_hosts(url)) > 1:
+            parameters.setdefault("target_session_attrs", "primary")
         # As command line options, because there the last one counts: what the URL says overrides what we say.
         ours = [f"-c {name}={value}" for name, value in session.items()]
         parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
     # asyncpg reads the URL itself: it knows more of libpq's parameters than SQLAlchemy passes on.
-    hosts = Hosts(url.set(drivername="postgresql", query=parameters), connect)
+    hosts = Hosts(url.set(drivername="postgresql", query=parameters), connect, timeout)
     engine = create_async_engine(
         "postgresql+asyncpg://",
         connect_args={"async_creator_fn": hosts.connect, **arguments},
@@ -157,10 +167,11 @@ def _postgres_engine(
 class Hosts:
     """The hosts of a URL. Each has its time to accept a connection, and the last that did is asked first."""
 
-    def __init__(self, url: URL, connect: Callable[..., Awaitable[asyncpg.Connection]]) -> None:
-        """Take a URL, and what connects to one host: it has the arguments of `asyncpg.connect`."""
+    def __init__(self, url: URL, connect: Callable[..., Awaitable[asyncpg.Connection]], timeout: float) -> None:
+        """Take a URL, what connects to one host as `asyncpg.connect` does, and the seconds that all have together."""
         self._urls = split_hosts(url)
         self._connect = connect
+        self._timeout = timeout / len(self._urls)
 
     async def connect(self, **options: Any) -> asyncpg.Connection:
         """Connect to the first host that accepts.
@@ -170,11 +181,10 @@ class Hosts:
                 so that it becomes a SQLAlchemyError.
         """
         refusals: list[str] = []
-        timeout = CONNECT_TIMEOUT / len(self._urls)
         for url in [*self._urls]:
             dsn = url.render_as_string(hide_password=False)
             try:
-                connection = await self._connect(dsn, timeout=timeout, **options)
+                connection = await self._connect(dsn, timeout=self._timeout, **options)
             except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
                 refusals.append(f"{type(error).__name__}: {error}" if str(error) else "no answer in time")
             else:

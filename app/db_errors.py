@@ -66,3 +66,8 @@ def code_of(error: BaseException | None) -> str:
 def is_too_many_connections(error: BaseException | None) -> bool:
     """Tell whether the server has refused a connection because it grants no more."""
     return isinstance(error, DBAPIError) and code_of(error.orig) == "53300"
+
+
+def may_succeed_elsewhere(error: DBAPIError) -> bool:
+    """Tell whether another server may answer a statement: not if it has only taken too long."""
+    return classify(error) is Refusal.UNAVAILABLE and code_of(error.orig) != "57014"

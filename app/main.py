@@ -50,6 +50,7 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         statement_timeout=settings.statement_timeout,
         sqlite_synchronous=settings.sqlite_synchronous,
         pooler=settings.database_pooler,
+        replica_url=settings.database_replica_url,
     )
     async with SessionMaker(
         database,
@@ -57,6 +58,7 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         pool_size=settings.pool_size,
         queue_size=settings.queue_size,
         queue_timeout=settings.queue_timeout,
+        max_lag=settings.replica_max_lag,
     ) as sessionmaker:
         yield sessionmaker
 
@@ -79,6 +81,8 @@ def create_app(settings: Settings) -> FastAPI:
                     disconnect=sessionmaker.disconnect,
                 )
                 await stack.enter_async_context(file)
+            else:
+                await stack.enter_async_context(sessionmaker.watch_servers())
             app.state.sessionmaker = sessionmaker
             with handle_signals(app, settings.shutdown_delay):
                 yield

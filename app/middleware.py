@@ -10,6 +10,7 @@ from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.logs import Repetitions, describe_origin, describe_with_traceback
+from app.recent_writes import recent_write_headers
 
 log = logging.getLogger(__name__)
 
@@ -52,6 +53,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                message["headers"] += recent_write_headers(state)
             elif is_head and message["type"] == "http.response.body":
                 message = {**message, "body": b""}
             await send(message)

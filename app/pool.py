@@ -46,6 +46,7 @@ class ConnectionPool:
             schema: until it is current, no connection is handed out.
         """
         self.free = size  # how many connections can be acquired without waiting
+        self.fallback: ConnectionPool | None = None  # for sessions that read, and get no connection here
         self._size = size
         self.engine = engine
         self._idle: list[PooledConnection] = []
@@ -120,22 +121,21 @@ class ConnectionPool:
             self._close_idle()
             await asyncio.wait(self._tasks)
 
-    def check_queue(self) -> None:
-        """Let one more request in, though it may have to wait.
+    def give_up(self) -> None:
+        """Close every connection now. What runs on one fails, as if the server had closed it, and what waits too."""
+        for waiter in [*self._queue]:
+            self._expire(waiter)
+        for pooled in self._in_use:
+            pooled.driver.terminate()
+        self._close_idle()
 
-        Raises:
-            PoolUnavailableError: too many wait already.
-        """
+    def check_queue(self) -> None:
+        """Raise `PoolUnavailableError` if so many requests wait that one more is refused."""
         if not self.free and len(self._queue) >= self._queue_size:
             raise PoolUnavailableError("Too many requests are waiting for a database connection.")
 
     async def probe(self) -> None:
-        """Ask the database over a connection that the next request would get, if one is idle.
-
-        Raises:
-            PoolUnavailableError: it does not answer within `PROBE_TIMEOUT`, or requests wait and no connection comes
-                back.
-        """
+        """Raise `PoolUnavailableError` if an idle connection is silent, or requests wait and none becomes free."""
         if not self.free or not self._idle:
             if self._queue and time.monotonic() - self._moved_at > STALL_TIMEOUT:
                 raise PoolUnavailableError("No database connection becomes free.")

@@ -7,7 +7,7 @@ from functools import lru_cache
 from typing import Any
 
 from sqlalchemy import Connection, Engine, Select, UpdateBase, event
-from sqlalchemy.exc import InvalidRequestError
+from sqlalchemy.exc import DBAPIError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncResult, AsyncSessionTransaction
 from sqlalchemy.orm import SessionTransaction, SessionTransactionOrigin
 from sqlmodel import Session
@@ -15,8 +15,9 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
 from app.database import raise_if_failed
+from app.db_errors import may_succeed_elsewhere
 from app.drivers import await_only
-from app.pool import ConnectionPool
+from app.pool import ConnectionPool, PoolUnavailableError
 from app.pooled_connection import PooledConnection
 
 ENDED = (
@@ -99,11 +100,23 @@ class PooledSession(Session):
             InvalidRequestError: the session has ended meanwhile.
         """
         pool = self.pool
-        pooled = await pool.acquire(unbounded=self._unbounded)
+        try:
+            pooled = await pool.acquire(unbounded=self._unbounded)
+        except (PoolUnavailableError, SQLAlchemyError):
+            if not self.fall_back():
+                raise
+            return await self.acquire()
         if self._ended:
             pool.release(pooled)
             raise InvalidRequestError(ENDED)
         return pooled
+
+    def fall_back(self) -> bool:
+        """Use the fallback of the pool from now on, if it has one."""
+        if self.pool.fallback is None:
+            return False
+        self.pool = self.pool.fallback
+        return True
 
     def end(self) -> None:
         """Let no statement run any more."""
@@ -166,15 +179,20 @@ class RequestSession(AsyncSession):
         session = self.sync_session
         if not session.autocommit or session.in_transaction() or options or not is_core(statement):
             return await super().exec(statement, params=params, **options)
-        pool = session.pool
         pooled = session.acquire_nowait() or await session.acquire()
+        pool = session.pool
         try:
             if not pooled.autocommit:
                 pooled.prepare(autocommit=True)
             result = await pooled.connection.execute(statement, params)
+        except DBAPIError as error:
+            if not may_succeed_elsewhere(error) or not session.fall_back():
+                raise
+        else:
+            return result.scalars() if isinstance(statement, SelectOfScalar) else result
         finally:
             pool.release(pooled)
-        return result.scalars() if isinstance(statement, SelectOfScalar) else result
+        return await self.exec(statement, params=params)
 
     def get_bind(self, *_: Any, **__: Any) -> Engine:
         """Return the engine, whose dialect says which database it is. It is no I/O."""

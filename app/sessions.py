@@ -1,7 +1,7 @@
 """Sessions: the `AsyncSession` of a request, as a FastAPI dependency, and of everything outside of requests."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, MutableMapping
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Annotated, Any, Self
 
@@ -12,9 +12,11 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.database import Database
 from app.drivers import before_response
-from app.pool import ConnectionPool
+from app.pool import ConnectionPool, PoolUnavailableError
 from app.pooled_session import RequestSession
-from app.schema import Schema
+from app.recent_writes import may_be_stale, note_write
+from app.replication import Heartbeat, Replica
+from app.schema import Schema, SchemaUnavailableError
 
 REQUEST_SESSION = "request_session"  # the key in the scope of a request
 NOT_OPEN = (
@@ -32,12 +34,20 @@ class SessionMaker:
             that wait for a lock leave the other half to reads.
         database: the engines of the pools.
         schema: whether the database has the revision that this release needs.
+        replica: what requests read from instead of the primary, if there is one and it is not too far behind.
     """
 
-    def __init__(
-        self, database: Database, script: ScriptDirectory, *, pool_size: int, queue_size: int, queue_timeout: float
+    def __init__(  # noqa: PLR0913 - by keyword, one for each setting
+        self,
+        database: Database,
+        script: ScriptDirectory,
+        *,
+        pool_size: int,
+        queue_size: int,
+        queue_timeout: float,
+        max_lag: int,
     ) -> None:
-        """Create the pools. The timeout is in seconds."""
+        """Create the pools. The times are in seconds."""
         limits: dict[str, Any] = {"queue_size": queue_size, "queue_timeout": queue_timeout}
         self.database = database
         # A connection beside those for requests, so that a health check never queues behind them.
@@ -50,6 +60,11 @@ class SessionMaker:
         self.reads = ConnectionPool(database.reads, size=reading, **limits)
         self.writes = ConnectionPool(database.writes, size=writing, **limits) if writing else self.reads
         self._streams = ConnectionPool(database.reads, size=1, **limits)
+        self.replica: Replica | None = None
+        if database.replica is not None:
+            pool = ConnectionPool(database.replica, size=pool_size, **limits)
+            pool.fallback = self.reads
+            self.replica = Replica(pool, self.schema, max_lag)
 
     async def __aenter__(self) -> Self:
         """Enter the block."""
@@ -58,21 +73,47 @@ class SessionMaker:
     async def __aexit__(self, *_: object) -> None:
         """Close the pools."""
         async with AsyncExitStack() as stack:
-            for pool in {self.reads, self.writes, self._streams, self._probes}:
+            for pool in self._pools | ({self.replica.pool} if self.replica else set()):
                 stack.push_async_callback(pool.close)
 
+    @property
+    def _pools(self) -> set[ConnectionPool]:
+        return {self.reads, self.writes, self._streams, self._probes}
+
+    def reads_of(self, scope: MutableMapping[str, Any]) -> ConnectionPool:
+        """Return the pool that a request reads from, by its scope."""
+        replica = self.replica
+        return replica.pool if replica and replica.is_usable and may_be_stale(scope) else self.reads
+
     async def check(self) -> None:
-        """Raise if requests can't be served.
+        """Raise if requests can't be served, not even those that a replica answers.
 
         Raises:
             SchemaUnavailableError: the database does not answer, has no schema, or is behind this release.
             PoolUnavailableError: the connections for reading are silent, or none becomes free.
         """
-        await asyncio.gather(self.schema.check(), self.reads.probe())
+        try:
+            await asyncio.gather(self.schema.check(), self.reads.probe())
+        except (SchemaUnavailableError, PoolUnavailableError):
+            if self.replica is None or not self.replica.is_usable:
+                raise
+
+    @asynccontextmanager
+    async def watch_servers(self) -> AsyncIterator[None]:
+        """For a block, watch a primary that can move to another host, and a replica, if there are any."""
+        replica = self.replica
+        async with AsyncExitStack() as stack:
+            if replica or self.database.has_several_hosts:
+                note = replica.note_primary if replica else None
+                await stack.enter_async_context(Heartbeat("primary", self.database.writes, self._pools, note))
+            if replica:
+                watched = Heartbeat("replica", replica.pool.engine, {replica.pool}, replica.note_replica)
+                await stack.enter_async_context(watched)
+            yield
 
     async def disconnect(self) -> None:
         """Close every connection: those in use when they are given back."""
-        await asyncio.gather(*(pool.disconnect() for pool in {self.reads, self.writes, self._streams, self._probes}))
+        await asyncio.gather(*(pool.disconnect() for pool in self._pools))
 
     @asynccontextmanager
     async def __call__(self, *, autocommit: bool = False, read: bool = False) -> AsyncIterator[AsyncSession]:
@@ -82,7 +123,7 @@ class SessionMaker:
             autocommit: whether each statement commits by itself, outside of a transaction that `begin` begins.
             read: whether it only reads. On SQLite it can't write then, and waits for no writer.
         """
-        session = self.create(self.reads if read else self.writes, autocommit=autocommit, read=read)
+        session = create_session(self.reads if read else self.writes, autocommit=autocommit, read=read)
         try:
             yield session
         finally:
@@ -99,7 +140,7 @@ class SessionMaker:
         @asynccontextmanager
         async def open_session() -> AsyncIterator[AsyncSession]:
             nonlocal begun
-            session = self.create(self._streams, autocommit=True, read=True, unbounded=begun)
+            session = create_session(self._streams, autocommit=True, read=True, unbounded=begun)
             begun = True
             try:
                 yield session
@@ -108,17 +149,12 @@ class SessionMaker:
 
         return open_session
 
-    def create(
-        self, pool: ConnectionPool, *, autocommit: bool, read: bool = False, unbounded: bool = False
-    ) -> RequestSession:
-        """Create a session that whoever asks for it has to finish."""
-        return RequestSession(
-            pool=pool,
-            autocommit=autocommit,
-            read=read,
-            unbounded=unbounded,
-            expire_on_commit=False,
-        )
+
+def create_session(
+    pool: ConnectionPool, *, autocommit: bool, read: bool = False, unbounded: bool = False
+) -> RequestSession:
+    """Create a session that whoever asks for it has to finish."""
+    return RequestSession(pool=pool, autocommit=autocommit, read=read, unbounded=unbounded, expire_on_commit=False)
 
 
 async def get_sessionmaker(connection: HTTPConnection) -> SessionMaker:
@@ -166,12 +202,14 @@ async def get_read_session(connection: HTTPConnection) -> AsyncSession:
 def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = False) -> RequestSession:
     sessionmaker = _sessionmaker_of(connection.app)
     session: RequestSession | None = connection.scope.get(REQUEST_SESSION)
-    pool = sessionmaker.reads if read else sessionmaker.writes
+    if sessionmaker.replica and not read:
+        note_write(connection.scope, sessionmaker.replica.max_lag)
     if session is None:
-        session = sessionmaker.create(pool, autocommit=autocommit, read=read)
+        pool = sessionmaker.reads_of(connection.scope) if read else sessionmaker.writes
+        session = create_session(pool, autocommit=autocommit, read=read)
         connection.scope[REQUEST_SESSION] = session
     elif not read:
-        session.allow_writes(pool, autocommit=autocommit)
+        session.allow_writes(sessionmaker.writes, autocommit=autocommit)
     session.dependencies += 1
     return session
 

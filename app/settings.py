@@ -3,11 +3,11 @@
 import re
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BeforeValidator, Field, ValidationError
+from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
-from app.urls import parse_url
+from app.urls import is_sqlite, parse_url, split_hosts
 
 # Both databases take timeouts as milliseconds in 32 bits.
 Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
@@ -44,6 +44,17 @@ class Settings(BaseSettings):
     database_pooler: Literal["transaction"] | None = Field(
         default=None,
         description="`transaction`: `DATABASE_URL` leads to a pooler in that mode, such as PgBouncer.",
+    )
+    database_replica_url: Annotated[URL | None, NoDecode, BeforeValidator(parse_url)] = Field(
+        default=None,
+        validate_default=False,
+        description="A streaming replica of it, which GET and HEAD requests read from.",
+    )
+    replica_max_lag: int = Field(
+        default=5,
+        ge=3,
+        le=300,
+        description="Seconds that the replica may be behind. If it is more, the primary is read from.",
     )
     migration_database_url: Annotated[URL | None, NoDecode, BeforeValidator(parse_url)] = Field(
         default=None,
@@ -100,6 +111,20 @@ class Settings(BaseSettings):
         default=(),
         description="Origins whose pages may use the API in a browser, separated by commas; `*` allows all.",
     )
+
+    @field_validator("database_replica_url")
+    @classmethod
+    def check_replica(cls, url: URL | None, info: ValidationInfo) -> URL | None:
+        """Refuse what is not one replica of a Postgres server.
+
+        Raises:
+            ValueError: it is SQLite, or several servers.
+        """
+        if url and any(is_sqlite(other) for other in (url, info.data.get("database_url", url))):
+            raise ValueError("only a Postgres server has a replica: SQLite has none")
+        if url and len(split_hosts(url.difference_update_query(["target_session_attrs"]))) > 1:
+            raise ValueError("name one host: what is known of one replica does not hold for another")
+        return url
 
     @classmethod
     def from_environment(cls) -> Self:

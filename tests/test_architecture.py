@@ -28,6 +28,7 @@ DATABASE = [
         "pool",
         "pooled_connection",
         "pooler",
+        "replication",
         "schema",
         "sqlite_file",
         "urls",

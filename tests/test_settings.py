@@ -40,3 +40,25 @@ def test_the_readme_lists_every_setting_with_its_default_and_its_description() -
     for name, field in Settings.model_fields.items():
         default = "none" if field.default in {(), None} else f"`{field.default}`"
         assert f"| `{name.upper()}` | {default} | {field.description} |" in readme
+
+
+@pytest.mark.parametrize(
+    ("url", "replica_url", "sentence"),
+    [
+        ("sqlite:///database.db", "sqlite:///replica.db", "only a Postgres server has a replica: SQLite has none"),
+        ("sqlite:///database.db", "postgresql://one/heroes", "only a Postgres server has a replica: SQLite has none"),
+        ("postgresql://one/heroes", "sqlite:///replica.db", "only a Postgres server has a replica: SQLite has none"),
+        (
+            "postgresql://one/heroes",
+            "postgresql://two,three/heroes?target_session_attrs=prefer-standby",
+            "name one host: what is known of one replica does not hold for another",
+        ),
+    ],
+)
+def test_a_replica_is_one_postgres_server(
+    monkeypatch: pytest.MonkeyPatch, url: str, replica_url: str, sentence: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv("DATABASE_REPLICA_URL", replica_url)
+    with pytest.raises(SystemExit, match=f"^DATABASE_REPLICA_URL: {sentence}.$"):
+        Settings.from_environment()
