@@ -112,6 +112,23 @@ class TestContainers:
         assert volume.split(":") == [next(iter(self.compose["volumes"])), "/var/lib/postgresql"]
         assert database["environment"]["PGDATA"] == f"/var/lib/postgresql/{major}/docker"
 
+    def test_the_replica_has_the_version_and_the_data_directory_of_the_primary(self) -> None:
+        primary, replica = self.compose["services"]["db"], self.compose["services"]["replica"]
+        assert replica["image"] == primary["image"]
+        assert replica["environment"]["PGDATA"] == primary["environment"]["PGDATA"]
+
+    def test_only_what_the_proxy_needs_has_the_profile_scale(self) -> None:
+        services = self.compose["services"]
+        scaled = {name for name, service in services.items() if "scale" in service.get("profiles", [])}
+        assert scaled == {"api-scaled", "pgbouncer", "proxy", "replica"}
+        assert "profiles" not in services["api"]
+
+    def test_the_proxy_finds_the_service_in_the_documented_configuration(self) -> None:
+        script = self.compose["services"]["proxy"]["command"][-1]
+        replaced = re.search(r"s/(server [^/]+;)/server api-scaled:8000;/", script)
+        assert replaced
+        assert (ROOT / "docs/nginx.conf").read_text().count(replaced[1]) == 1
+
     def test_the_health_check_of_the_database_uses_tcp(self) -> None:
         assert "--host=127.0.0.1" in self.compose["services"]["db"]["healthcheck"]["test"]
 
@@ -128,6 +145,7 @@ class TestContainers:
     def test_the_stop_grace_period_exceeds_the_graceful_shutdown(self) -> None:
         limit = re.search(r'"--timeout-graceful-shutdown", "(\d+)"', self.dockerfile)
         assert limit
-        api = self.compose["services"]["api"]
-        shutdown = api["environment"]["SHUTDOWN_DELAY"] + int(limit[1]) + CLOSE_TIMEOUT
-        assert int(api["stop_grace_period"].removesuffix("s")) > shutdown
+        for name in ("api", "api-scaled"):
+            api = self.compose["services"][name]
+            shutdown = api["environment"]["SHUTDOWN_DELAY"] + int(limit[1]) + CLOSE_TIMEOUT
+            assert int(api["stop_grace_period"].removesuffix("s")) > shutdown
