@@ -1,6 +1,11 @@
-"""Servers to measure: one uvicorn process each. The service runs with the options of `make run`, others with none."""
+"""Servers to measure: one uvicorn process each, unless a benchmark asks for more.
 
+The service runs with the options of `make run`, others with none.
+"""
+
+import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -61,12 +66,19 @@ class Server:
     """A contender's server on a database. It can be restarted when it has stopped responding."""
 
     def __init__(
-        self, contender: Contender, database: Database, folder: Path, settings: Mapping[str, str] = NO_SETTINGS
+        self,
+        contender: Contender,
+        database: Database,
+        folder: Path,
+        settings: Mapping[str, str] = NO_SETTINGS,
+        *,
+        workers: int = 1,
     ) -> None:
         """Write its log to the folder. Settings that are not given have their defaults."""
         self.contender = contender
         self.database = database
         self._environment = {"DATABASE_URL": database.url, **settings}
+        self._workers = ("--workers", str(workers)) if workers > 1 else ()
         self._log = folder / f"{contender.name}.log"
 
     def __enter__(self) -> Self:
@@ -90,11 +102,12 @@ class Server:
         options = ("--host", "127.0.0.1", "--port", str(self.port), "--no-access-log", "--log-level", "warning")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - a fixed command
-                [sys.executable, "-m", "uvicorn", self.contender.app, *self.contender.options, *options],
+                [sys.executable, "-m", "uvicorn", self.contender.app, *self.contender.options, *self._workers, *options],
                 cwd=self.contender.root,
                 env=self._environment,
                 stdout=log,
                 stderr=log,
+                start_new_session=True,
             )
         self.pid = self._process.pid
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=REQUEST_TIMEOUT)
@@ -106,9 +119,10 @@ class Server:
             time.sleep(0.05)
 
     def stop(self) -> None:
-        """Kill it: an overloaded contender may not react to SIGTERM."""
+        """Kill it with its workers: an overloaded contender may not react to SIGTERM."""
         self.client.close()
-        self._process.kill()
+        if self._process.poll() is None:
+            os.killpg(self.pid, signal.SIGKILL)
         self._process.wait()
 
     def request(self, method: str, path: str, body: dict[str, Any] | None = None) -> tuple[int, str]:
