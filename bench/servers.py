@@ -149,9 +149,10 @@ class Server:
                 return
 
     def cpu(self) -> float:
-        """Return the CPU seconds that all its threads have used."""
-        times = psutil.Process(self.pid).cpu_times()
-        return float(times.user + times.system)
+        """Return the CPU seconds that all threads of its processes have used."""
+        parent = psutil.Process(self.pid)
+        times = [process.cpu_times() for process in (parent, *parent.children(recursive=True))]
+        return float(sum(each.user + each.system for each in times))
 
     def memory(self) -> int:
         """Return its resident memory in bytes."""
