@@ -1,6 +1,7 @@
 """The database: engines set up for what stands behind a URL."""
 
 import logging
+import re
 from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from typing import Any, cast
@@ -22,6 +23,7 @@ from app.pooler import (
     connect_to_pooler,
     connect_to_server,
 )
+from app.hosts import Hosts
 from app.urls import is_sqlite, split_hosts
 
 # aiosqlite logs each statement with its parameters, which nothing else here does.
@@ -41,6 +43,9 @@ REPLICA_CONNECT_TIMEOUT = 1  # seconds, after which the primary is read from
 ANSWER_TIMEOUT = 2
 WAL_LIMIT = 64 * 2**20  # bytes that SQLite's write-ahead log keeps: half as much again as between two checkpoints
 
+# What separates command line options of Postgres, or escapes it, and how it is escaped.
+SEPARATOR, BACKSLASH = re.compile(r"[\s\\]"), r"\\\g<0>"
+
 FAILED = "failed"  # key of `Connection.info`: whether a statement has failed since the last look
 
 
@@ -58,10 +63,11 @@ class Database:
         lock_timeout: float,
         statement_timeout: float,
         sqlite_synchronous: str,
+        application_name: str = "",
         pooler: str | None = None,
         replica_url: URL | None = None,
     ) -> None:
-        """Create the engines. The timeouts are in seconds."""
+        """Create the engines. The timeouts are in seconds. Postgres shows the name beside each connection."""
         self.replica: AsyncEngine | None = None
         self.has_several_hosts = not is_sqlite(url) and len(split_hosts(url)) > 1
         if is_sqlite(url):
@@ -76,6 +82,8 @@ class Database:
                 "lock_timeout": int(lock_timeout * 1000),
                 "statement_timeout": int(statement_timeout * 1000),
             }
+            if not pooler:
+                writing["application_name"] = application_name
         build = partial(build_engine, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler)
         self.writes = self.reads = build(url, writing)
         if replica_url is not None:
@@ -137,7 +145,7 @@ def _postgres_engine(
         if len(split_hosts(url)) > 1:
             parameters.setdefault("target_session_attrs", "primary")
         # As command line options, because there the last one counts: what the URL says overrides what we say.
-        ours = [f"-c {name}={value}" for name, value in session.items()]
+        ours = [f"-c {name}={re.sub(SEPARATOR, BACKSLASH, str(value))}" for name, value in session.items()]
         parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
     # asyncpg reads the URL itself: it knows more of libpq's parameters than SQLAlchemy passes on.
     hosts = Hosts(url.set(drivername="postgresql", query=parameters), connect, timeout)
@@ -162,36 +170,6 @@ def _postgres_engine(
     if pooler:
         commit_each_statement(engine)  # after that, so that it doesn't wait for a connection that is silent
     return engine
-
-
-class Hosts:
-    """The hosts of a URL. Each has its time to accept a connection, and the last that did is asked first."""
-
-    def __init__(self, url: URL, connect: Callable[..., Awaitable[asyncpg.Connection]], timeout: float) -> None:
-        """Take a URL, what connects to one host as `asyncpg.connect` does, and the seconds that all have together."""
-        self._urls = split_hosts(url)
-        self._connect = connect
-        self._timeout = timeout / len(self._urls)
-
-    async def connect(self, **options: Any) -> asyncpg.Connection:
-        """Connect to the first host that accepts.
-
-        Raises:
-            ClientCannotConnectError: none does, or one is a pooler that was not expected. It is an error of Postgres,
-                so that it becomes a SQLAlchemyError.
-        """
-        refusals: list[str] = []
-        for url in [*self._urls]:
-            dsn = url.render_as_string(hide_password=False)
-            try:
-                connection = await self._connect(dsn, timeout=self._timeout, **options)
-            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
-                refusals.append(f"{type(error).__name__}: {error}" if str(error) else "no answer in time")
-            else:
-                self._urls.remove(url)
-                self._urls.insert(0, url)
-                return connection
-        raise asyncpg.ClientCannotConnectError("; ".join(refusals))
 
 
 def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:

@@ -1,5 +1,6 @@
 """The service: its resources, and what they are built on."""
 
+import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -12,6 +13,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 
 from app import errors, health, logs, openapi
+from app.capacity import name_process
 from app.database import Database
 from app.heroes import routes as heroes
 from app.middleware import RequestMiddleware
@@ -31,6 +33,8 @@ RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "
 # but while many wait, their objects are traversed again and again: a tenth of the CPU with 64 clients.
 GC_THRESHOLD = 10_000
 
+SERVICE = "heroes-api"  # its processes are known to Postgres by this name, their pid and their host
+
 ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
 
 
@@ -49,6 +53,7 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         lock_timeout=settings.lock_timeout,
         statement_timeout=settings.statement_timeout,
         sqlite_synchronous=settings.sqlite_synchronous,
+        application_name=name_process(SERVICE),
         pooler=settings.database_pooler,
         replica_url=settings.database_replica_url,
     )
@@ -83,6 +88,9 @@ def create_app(settings: Settings) -> FastAPI:
                 await stack.enter_async_context(file)
             else:
                 await stack.enter_async_context(sessionmaker.watch_servers())
+                if sessionmaker.schema.is_current and not settings.database_pooler:  # the start does not wait for it
+                    capacity = asyncio.create_task(sessionmaker.check_capacity(SERVICE), name="capacity")
+                    stack.callback(capacity.cancel)
             app.state.sessionmaker = sessionmaker
             with handle_signals(app, settings.shutdown_delay):
                 yield

@@ -10,6 +10,7 @@ from fastapi import Depends, FastAPI
 from fastapi.requests import HTTPConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
+from app.capacity import check_capacity
 from app.database import Database
 from app.drivers import before_response
 from app.pool import ConnectionPool, PoolUnavailableError
@@ -60,6 +61,9 @@ class SessionMaker:
         self.reads = ConnectionPool(database.reads, size=reading, **limits)
         self.writes = ConnectionPool(database.writes, size=writing, **limits) if writing else self.reads
         self._streams = ConnectionPool(database.reads, size=1, **limits)
+        self._pools = {self.reads, self.writes, self._streams, self._probes}
+        self._is_watched = database.replica is not None or database.has_several_hosts
+        self._size = sum(pool.free for pool in self._pools) + self._is_watched
         self.replica: Replica | None = None
         if database.replica is not None:
             pool = ConnectionPool(database.replica, size=pool_size, **limits)
@@ -75,10 +79,6 @@ class SessionMaker:
         async with AsyncExitStack() as stack:
             for pool in self._pools | ({self.replica.pool} if self.replica else set()):
                 stack.push_async_callback(pool.close)
-
-    @property
-    def _pools(self) -> set[ConnectionPool]:
-        return {self.reads, self.writes, self._streams, self._probes}
 
     def reads_of(self, scope: MutableMapping[str, Any]) -> ConnectionPool:
         """Return the pool that a request reads from, by its scope."""
@@ -103,13 +103,17 @@ class SessionMaker:
         """For a block, watch a primary that can move to another host, and a replica, if there are any."""
         replica = self.replica
         async with AsyncExitStack() as stack:
-            if replica or self.database.has_several_hosts:
+            if self._is_watched:
                 note = replica.note_primary if replica else None
                 await stack.enter_async_context(Heartbeat("primary", self.database.writes, self._pools, note))
             if replica:
                 watched = Heartbeat("replica", replica.pool.engine, {replica.pool}, replica.note_replica)
                 await stack.enter_async_context(watched)
             yield
+
+    async def check_capacity(self, service: str) -> None:
+        """Log a warning if the connections of all processes of a service can exceed a limit of Postgres."""
+        await check_capacity(self._probes.connection, service, self._size)
 
     async def disconnect(self) -> None:
         """Close every connection: those in use when they are given back."""

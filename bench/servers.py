@@ -102,7 +102,15 @@ class Server:
         options = ("--host", "127.0.0.1", "--port", str(self.port), "--no-access-log", "--log-level", "warning")
         with self._log.open("wb") as log:
             self._process = subprocess.Popen(  # noqa: S603 - a fixed command
-                [sys.executable, "-m", "uvicorn", self.contender.app, *self.contender.options, *self._workers, *options],
+                [
+                    sys.executable,
+                    "-m",
+                    "uvicorn",
+                    self.contender.app,
+                    *self.contender.options,
+                    *self._workers,
+                    *options,
+                ],
                 cwd=self.contender.root,
                 env=self._environment,
                 stdout=log,

@@ -22,9 +22,11 @@ RESOURCES = [path for path in FILES if path.parent.parent == APP]
 DATABASE = [
     APP / f"{name}.py"
     for name in (
+        "capacity",
         "database",
         "db_errors",
         "drivers",
+        "hosts",
         "pool",
         "pooled_connection",
         "pooler",

@@ -21,8 +21,10 @@ from tests.support.processes import render_url, run
 from tests.support.sql import execute_autocommit
 
 
-def opened(url: URL) -> Database:
-    return Database(url, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL")
+def opened(url: URL, application_name: str = "") -> Database:
+    return Database(
+        url, lock_timeout=3, statement_timeout=7, sqlite_synchronous="FULL", application_name=application_name
+    )
 
 
 class TestPassword:
@@ -76,6 +78,11 @@ class TestConnection:
         async with opened(postgres.update_query_dict(query)).writes.connect() as connection:
             assert await connection.scalar(text("SHOW statement_timeout")) == "9s"
             assert await connection.scalar(text("SHOW application_name")) == "ours"
+
+    @pytest.mark.parametrize("name", ["service/7@host", r"a host\with  spaces", ""])
+    async def test_postgres_shows_the_name_of_the_application(self, postgres: URL, name: str) -> None:
+        async with opened(postgres, application_name=name).writes.connect() as connection:
+            assert await connection.scalar(text("SHOW application_name")) == name
 
     async def test_sqlite_is_set_up_for_many_readers_beside_a_writer(self, tmp_path: Path) -> None:
         database = opened(parse_url(f"sqlite:///{tmp_path}/x.db"))
