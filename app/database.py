@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from app.drivers import SQLiteConnection, retry_stale_statements
+from app.hosts import Hosts
 from app.pooler import (
     AUTOCOMMIT,
     STATEMENT_OPTIONS,
@@ -23,7 +24,6 @@ from app.pooler import (
     connect_to_pooler,
     connect_to_server,
 )
-from app.hosts import Hosts
 from app.urls import is_sqlite, split_hosts
 
 # aiosqlite logs each statement with its parameters, which nothing else here does.

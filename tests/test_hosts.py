@@ -1,0 +1,73 @@
+"""A URL of several hosts: the first that accepts is used, and asked first from then on."""
+
+from collections.abc import AsyncIterator
+from contextlib import ExitStack
+
+import asyncpg
+import pytest
+from sqlalchemy import URL
+
+from app.hosts import Hosts
+from app.pooler import connect_to_server
+from tests.support.processes import free_port
+from tests.support.relay import Relay, relay
+
+TIMEOUT = 5.0  # seconds, for all hosts together
+
+
+def hosts(url: URL, *ports: int) -> Hosts:
+    """Return the hosts of a URL of these ports."""
+    query = {"host": ",".join("127.0.0.1" for _ in ports), "port": ",".join(map(str, ports))}
+    named = URL.create("postgresql", url.username, url.password, database=url.database, query=query)
+    return Hosts(named, connect_to_server, TIMEOUT)
+
+
+@pytest.fixture
+async def relays(postgres: URL) -> AsyncIterator[tuple[Relay, Relay]]:
+    """Two ways to the same server."""
+    with ExitStack() as stack:
+        yield stack.enter_context(relay(postgres)), stack.enter_context(relay(postgres))
+
+
+async def connect(found: Hosts) -> None:
+    """Connect, and close the connection."""
+    connection = await found.connect()
+    await connection.close()
+
+
+async def test_the_first_host_that_accepts_is_used(relays: tuple[Relay, Relay], postgres: URL) -> None:
+    one, other = relays
+    await connect(hosts(postgres, free_port(), one.port, other.port))
+    assert (one.accepted, other.accepted) == (1, 0)
+
+
+async def test_a_host_that_hangs_has_its_share_of_the_time(relays: tuple[Relay, Relay], postgres: URL) -> None:
+    hanging, other = relays
+    hanging.silence(new_too=True)
+    await connect(hosts(postgres, hanging.port, other.port))
+    assert other.accepted == 1
+
+
+async def test_the_host_that_has_accepted_is_asked_first_the_next_time(
+    relays: tuple[Relay, Relay], postgres: URL
+) -> None:
+    hanging, other = relays
+    hanging.silence(new_too=True)
+    found = hosts(postgres, hanging.port, other.port)
+    await connect(found)
+    hanging.passes_new = True
+    await connect(found)
+    assert (hanging.accepted, other.accepted) == (1, 2)
+
+
+async def test_the_error_says_why_each_host_was_not_used(relays: tuple[Relay, Relay], postgres: URL) -> None:
+    hanging, _ = relays
+    hanging.silence(new_too=True)
+    with pytest.raises(asyncpg.ClientCannotConnectError, match=r"no answer in time; .*Refused"):
+        await connect(hosts(postgres, hanging.port, free_port()))
+
+
+async def test_a_host_in_another_role_is_not_used(relays: tuple[Relay, Relay], postgres: URL) -> None:
+    url = postgres.set(query={"target_session_attrs": "standby"}, host="127.0.0.1", port=relays[0].port)
+    with pytest.raises(asyncpg.ClientCannotConnectError, match="TargetServerAttributeNotMatched"):
+        await connect(Hosts(url.set(drivername="postgresql"), connect_to_server, TIMEOUT))
