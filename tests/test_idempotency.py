@@ -10,10 +10,12 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter, Request, Response
-from sqlalchemy import URL, event, text
+from sqlalchemy import URL, bindparam, event, text
 from sqlalchemy.engine import Engine
 
-from app.idempotency import LIFETIME, PURGE, IdempotencyKey, StoredResponse, run_idempotent
+from app import idempotency
+from app.database import build_engine
+from app.idempotency import LIFETIME, PURGE_SIZE, RECORDS, IdempotencyKey, StoredResponse, run_idempotent
 from app.main import create_app
 from app.sessions import AutocommitSessionDep
 from app.settings import Settings
@@ -21,12 +23,37 @@ from tests.support.app_client import running
 from tests.support.heroes import DEADPOND, RUSTY_MAN
 from tests.support.locks import async_write_lock
 from tests.support.processes import free_port, render_url, server
-from tests.support.sql import execute, run_in_transaction
+from tests.support.sql import execute, fetch_value, run_in_transaction
 
 HERO = DEADPOND | {"age": 30}
 BATCH = [HERO, RUSTY_MAN]
 KEYS = text("SELECT scope, key, fingerprint, expires_at, answer FROM idempotency_key ORDER BY key")
 PATHS: list[tuple[str, Any]] = [("/heroes/", HERO), ("/heroes/batch", BATCH)]
+
+EXPIRED = text(
+    "INSERT INTO idempotency_key (scope, key, fingerprint, expires_at) VALUES ('POST /heroes', :key, 'x', :expires_at)"
+).bindparams(bindparam("expires_at", type_=RECORDS.c.expires_at.type))
+REFUSE_DELETES = {
+    "sqlite": [
+        "CREATE TRIGGER refuse_deletes BEFORE DELETE ON idempotency_key BEGIN SELECT RAISE(ABORT, 'refused'); END"
+    ],
+    "postgresql": [
+        "CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN RAISE 'refused'; END $$",
+        "CREATE TRIGGER refuse_deletes BEFORE DELETE ON idempotency_key EXECUTE FUNCTION refuse()",
+    ],
+}
+
+
+def add_expired(url: URL, number: int) -> None:
+    """Add records that have expired, one after the other."""
+    past = datetime.now(UTC) - timedelta(hours=1)
+    rows = [{"key": f"old{each}", "expires_at": past + timedelta(milliseconds=each)} for each in range(number)]
+    run_in_transaction(url, lambda connection: connection.execute(EXPIRED, rows))
+
+
+def count_expired(url: URL) -> int:
+    """Count the records that `add_expired` has added, and that are left or taken over."""
+    return int(fetch_value(url, "SELECT count(*) FROM idempotency_key WHERE fingerprint = 'x'"))
 
 
 async def post(client: httpx.AsyncClient, path: str, body: Any, key: str) -> httpx.Response:
@@ -204,23 +231,88 @@ class TestStorage:
         assert (await post(client, "/heroes/", {**HERO, "age": 99}, "k")).json()["id"] == 2
         assert (await post(client, "/heroes/", {**HERO, "age": 99}, "k")).json()["id"] == 2
 
-    async def test_each_new_key_purges_some_expired_ones(self, client: httpx.AsyncClient, url: URL) -> None:
-        for number in range(PURGE * 2 + 5):
-            await post(client, "/heroes/", HERO, f"old{number}")
-        past = (datetime.now(UTC) - timedelta(seconds=1)).replace(tzinfo=None).isoformat(" ")
-        await asyncio.to_thread(execute, url, f"UPDATE idempotency_key SET expires_at = '{past}'")
+
+class TestPurge:
+    """Where nothing else is said, every new key purges, instead of a sample of them."""
+
+    @pytest.fixture(autouse=True)
+    def every_key_purges(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(idempotency, "PURGE_EVERY", 1)
+
+    async def test_a_new_key_purges_expired_ones_but_not_all_at_once(self, client: httpx.AsyncClient, url: URL) -> None:
+        await asyncio.to_thread(add_expired, url, PURGE_SIZE * 2 + 5)
         left = []
         for number in range(3):
             await post(client, "/heroes/", HERO, f"new{number}")
-            rows = await asyncio.to_thread(run_in_transaction, url, lambda connection: connection.execute(KEYS).all())
-            left.append(sum(row.key.startswith("old") for row in rows))
-        assert left == [PURGE + 5, 5, 0]
+            left.append(await asyncio.to_thread(count_expired, url))
+        assert left == [PURGE_SIZE + 5, 5, 0]
 
-    async def test_a_valid_key_is_not_purged(self, client: httpx.AsyncClient) -> None:
+    async def test_a_sample_of_the_new_keys_purges(
+        self, client: httpx.AsyncClient, url: URL, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(idempotency, "PURGE_EVERY", 3)
+        await asyncio.to_thread(add_expired, url, 1)
+        for number in range(200):  # all of them skip it once in 10 ** 35 runs
+            await post(client, "/heroes/", HERO, f"new{number}")
+            if not await asyncio.to_thread(count_expired, url):
+                return
+        raise AssertionError("no key has purged")
+
+    async def test_a_valid_key_is_not_purged(self, client: httpx.AsyncClient, url: URL) -> None:
         first = await post(client, "/heroes/", HERO, "first")
-        for number in range(PURGE * 2):
+        await asyncio.to_thread(add_expired, url, 5)
+        for number in range(20):
             await post(client, "/heroes/", HERO, f"{number}")
         assert comparable(await post(client, "/heroes/", HERO, "first")) == comparable(first)
+
+    async def test_a_purge_that_fails_changes_no_response(
+        self, client: httpx.AsyncClient, url: URL, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await asyncio.to_thread(add_expired, url, 1)
+        await asyncio.to_thread(execute, url, *REFUSE_DELETES[url.get_backend_name()])
+        first = await post(client, "/heroes/", HERO, "k")
+        assert first.status_code == 200
+        assert comparable(await post(client, "/heroes/", HERO, "k")) == comparable(first)
+        assert await count(client) == 1
+        assert "Expired idempotency keys are left to a later request: " in caplog.text
+
+    async def test_a_purge_that_waits_past_the_lock_timeout_changes_no_response(self, postgres_url: URL) -> None:
+        await asyncio.to_thread(add_expired, postgres_url, 1)
+        async with running(create_app(Settings(database_url=postgres_url, lock_timeout=0.2))) as client:
+            engine = build_engine(postgres_url, {})
+            async with engine.begin() as connection:
+                await connection.execute(text("SELECT FROM idempotency_key FOR UPDATE"))
+                assert (await post(client, "/heroes/", HERO, "k")).status_code == 200
+                assert await asyncio.to_thread(count_expired, postgres_url) == 1
+            await engine.dispose()
+            assert (await post(client, "/heroes/", HERO, "l")).status_code == 200
+            assert await asyncio.to_thread(count_expired, postgres_url) == 0
+
+    async def test_concurrent_purges_do_not_deadlock(self, postgres_url: URL) -> None:
+        """Each of the keys takes over an expired one, and purges others that the next request wants to take over."""
+        await asyncio.to_thread(add_expired, postgres_url, 300)
+        async with running(create_app(Settings(database_url=postgres_url, pool_size=40))) as client:
+            keys = [f"old{number % 100}" for number in range(300)]
+            responses = await asyncio.gather(*(post(client, "/heroes/", HERO, key) for key in keys))
+            assert {response.status_code for response in responses} == {200}
+            assert await count(client) == 100
+        assert await asyncio.to_thread(count_expired, postgres_url) == 0
+        deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
+        assert await asyncio.to_thread(fetch_value, postgres_url, deadlocks) == 0
+
+    async def test_a_keyed_post_locks_no_rows_by_a_select(self, client: httpx.AsyncClient) -> None:
+        """Citus can't: it distributes a SELECT over its shards only if that locks nothing."""
+        statements: list[str] = []
+
+        def record(*arguments: Any) -> None:
+            statements.append(arguments[2])
+
+        event.listen(Engine, "before_cursor_execute", record)
+        await post(client, "/heroes/", HERO, "k")
+        event.remove(Engine, "before_cursor_execute", record)
+        assert any(statement.startswith("SELECT") for statement in statements)
+        assert not any("FOR UPDATE" in statement for statement in statements)
+        assert not any(statement.startswith("DELETE") and "SELECT" in statement for statement in statements)
 
 
 class TestFailures:

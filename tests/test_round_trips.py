@@ -5,10 +5,12 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 import httpx
+import pytest
 from sqlalchemy import URL, event
 from sqlalchemy.engine.interfaces import DBAPIConnection
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from app import idempotency
 from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import running
@@ -97,6 +99,24 @@ async def test_behind_a_pooler_an_operation_on_postgres_is_begin_a_statement_and
     ):
         await run_operations(client, 1, lambda: proxy.round_trips)
         assert await run_operations(client, 2, lambda: proxy.round_trips) == budget
+
+
+async def test_a_keyed_post_on_postgres_is_five_round_trips_and_a_replay_four(
+    postgres_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A transaction of the key, the hero and the response, or of the key and the stored response."""
+    monkeypatch.setattr(idempotency, "randrange", lambda _: 1)  # it doesn't purge
+    async with (
+        counting_proxy(postgres_url) as (url, proxy),
+        running(create_app(Settings(database_url=url, pool_size=1))) as client,
+    ):
+        for key in ("first", "second"):  # the first prepares each statement on the connection
+            costs = []
+            for _ in range(2):
+                before = proxy.round_trips
+                await client.post("/heroes/", json=DEADPOND, headers={"Idempotency-Key": key})
+                costs.append(proxy.round_trips - before)
+        assert costs == [5, 4]
 
 
 async def test_an_operation_on_sqlite_is_one_statement(sqlite_url: URL) -> None:
