@@ -44,6 +44,13 @@ REFUSALS = {
     "SQLITE_TOOBIG": Refusal.INVALID,
 }
 
+# Citus gives these the code of an internal error (XX000): a worker is lost at the end of a transaction.
+LOST_WORKER = (
+    "could not commit transaction for shard ",
+    "failed to prepare transaction ",
+    "failure on connection marked as essential: ",
+)
+
 
 def classify(error: BaseException) -> Refusal | None:
     """Tell why the database refused a statement; None if the service is at fault."""
@@ -52,6 +59,8 @@ def classify(error: BaseException) -> Refusal | None:
     if error.connection_invalidated:
         return Refusal.UNAVAILABLE
     code = code_of(error.orig) or type(error.orig).__name__
+    if code == "XX000" and any(message in str(error.orig) for message in LOST_WORKER):
+        return Refusal.UNAVAILABLE
     for length in range(len(code), 1, -1):
         if code[:length] in REFUSALS:
             return REFUSALS[code[:length]]

@@ -152,6 +152,23 @@ async def test_a_folder_that_is_gone_is_503(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("could not commit transaction for shard 102414 on at least one active node", 503),
+        ("failed to prepare transaction 'citus_0_1_2_3' on host 127.0.0.1:9701", 503),
+        ("failure on connection marked as essential: 127.0.0.1:9701", 503),
+        ("an unexpected error", 500),
+    ],
+)
+async def test_a_worker_that_citus_has_lost_is_503_though_its_error_has_the_code_of_an_internal_one(
+    postgres_url: URL, message: str, expected: int
+) -> None:
+    statement = f"DO $$ BEGIN RAISE USING ERRCODE = 'XX000', MESSAGE = $m${message}$m$; END $$"
+    async with serving(postgres_url) as client:
+        assert await status(client, statement) == expected
+
+
+@pytest.mark.parametrize(
     ("name", "code"), [("sqlstate", "08006"), ("sqlstate", "28P01"), ("sqlite_errorname", "SQLITE_IOERR_WRITE")]
 )
 def test_a_code_that_no_test_provokes_is_unavailable(name: str, code: str) -> None:
