@@ -22,11 +22,11 @@ CONTRACT := batch contract etags export heroes idempotency pagination pooled_ses
 PARALLEL := --numprocesses 4 --dist worksteal
 
 # The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
-test test-slow test-chaos test-proxy test-pooler test-replication: export PYTHONDONTWRITEBYTECODE :=
+test test-slow test-chaos test-proxy test-pooler test-replication test-citus: export PYTHONDONTWRITEBYTECODE :=
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status test test-slow test-chaos test-proxy test-pooler test-replication fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus fuzz clients bench lint types drift format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s%s\n", $$1, $$2 }' Makefile
@@ -48,6 +48,9 @@ run: install ## Migrate the database (DATABASE_URL, default database.db) and ser
 status: install ## Show the current revision, the pending ones, and what they lock
 	@$(BIN)/python -m migrations.status
 
+distribute: install ## Let Citus distribute the tables of a migrated database (DATABASE_URL) over its workers
+	@$(BIN)/python -m migrations.distribute
+
 test: install ## Run the tests, on SQLite and on a Postgres that they start
 	$(BIN)/pytest $(PARALLEL)
 
@@ -59,6 +62,13 @@ test-chaos: install ## Run the tests that break the network, the database or the
 
 test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf
 	$(BIN)/pytest -m proxy
+
+# The tests of the contract, and what they need. One cluster can't be shared, so they run one after the other.
+CITUS := $(addprefix tests/test_,$(addsuffix .py,citus heroes contract etags idempotency batch pagination cursors export concurrency))
+
+test-citus: install ## Run the tests of the contract on a Citus cluster (TEST_CITUS_URL), whose database they empty
+	@test -n "$(TEST_CITUS_URL)" || { echo "TEST_CITUS_URL has to name a database of a coordinator." >&2; exit 1; }
+	$(BIN)/pytest -m "not slow and not not_citus" $(CITUS)
 
 .nginx/usr/sbin/nginx:
 	@mkdir -p .nginx && cd .nginx && \

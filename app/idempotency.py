@@ -44,7 +44,7 @@ class IdempotencyRecord(SQLModel, table=True):
     """A row of the table `idempotency_key`: the response to a request."""
 
     __tablename__ = "idempotency_key"
-    __table_args__ = (Index("ix_idempotency_key_expires_at", "expires_at"),)
+    __table_args__ = (Index("ix_idempotency_key_expires_at", "expires_at"), {"info": {"distributed_by": "key"}})
 
     scope: str = Field(primary_key=True, description="The method and the path.")
     key: str = Field(primary_key=True)

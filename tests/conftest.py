@@ -13,10 +13,13 @@ from app.main import create_app
 from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
-from tests.support.databases import Databases
+from tests.support.databases import CitusDatabase, Databases
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres_server import running_postgres
 from tests.support.sql import POOLER
+
+# A cluster that TEST_CITUS_URL names takes the place of both.
+KINDS = ["citus"] if "TEST_CITUS_URL" in os.environ else ["sqlite", "postgres"]
 
 
 @pytest.fixture(autouse=True)
@@ -61,7 +64,13 @@ def postgres_databases(
     databases.drop(databases.template)
 
 
-@pytest.fixture(scope="session", params=["sqlite", "postgres"])
+@pytest.fixture(scope="session")
+def citus_databases() -> Databases:
+    """The database of a Citus cluster that TEST_CITUS_URL names."""
+    return CitusDatabase(parse_url(os.environ["TEST_CITUS_URL"]))
+
+
+@pytest.fixture(scope="session", params=KINDS)
 def databases(request: pytest.FixtureRequest) -> Databases:
     """Creates databases of either kind, so that each test that uses it runs on both."""
     databases: Databases = request.getfixturevalue(f"{request.param}_databases")

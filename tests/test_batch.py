@@ -78,6 +78,7 @@ async def test_the_items_of_a_batch_that_is_too_long_are_not_validated(client: h
     assert (problem["type"], problem["loc"]) == ("too_long", ["body"])
 
 
+@pytest.mark.not_citus
 async def test_a_constraint_violation_stores_no_hero_of_the_batch(client: httpx.AsyncClient, url: URL) -> None:
     await asyncio.to_thread(execute, url, "CREATE UNIQUE INDEX one_of_a_name ON hero (name)")
     await client.post("/heroes/", json={"name": "3", "secret_name": "x"})

@@ -265,6 +265,7 @@ class TestPurge:
             await post(client, "/heroes/", HERO, f"{number}")
         assert comparable(await post(client, "/heroes/", HERO, "first")) == comparable(first)
 
+    @pytest.mark.not_citus
     async def test_a_purge_that_fails_changes_no_response(
         self, client: httpx.AsyncClient, url: URL, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -329,6 +330,7 @@ class TestFailures:
         event.remove(Engine, "before_cursor_execute", record)
         assert len(statements) == 1
 
+    @pytest.mark.not_citus
     async def test_a_batch_that_fails_stores_neither_heroes_nor_the_key(
         self, client: httpx.AsyncClient, url: URL
     ) -> None:

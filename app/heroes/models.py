@@ -31,7 +31,10 @@ class Hero(HeroBase, table=True):
         Index("ix_hero_age_id", "age", "id"),
         Index("ix_hero_name_id", "name", "id", postgresql_include=["age"]),
         Index("ix_hero_name_age_id", "name", "age", "id"),
-        {"sqlite_autoincrement": True},  # otherwise SQLite reuses the id of a deleted row
+        {
+            "sqlite_autoincrement": True,  # otherwise SQLite reuses the id of a deleted row
+            "info": {"distributed_by": "id"},  # for Citus
+        },
     )
 
     id: int | None = Field(default=None, primary_key=True, sa_type=BigId)

@@ -1,0 +1,51 @@
+"""The command that distributes the tables refuses what it can't do. tests/test_citus.py has it on a cluster."""
+
+import sys
+
+from sqlalchemy import URL
+from sqlmodel import SQLModel
+
+from migrations.distribute import distributed_tables
+from tests.support.alembic_commands import HEAD, migrate
+from tests.support.databases import Databases
+from tests.support.processes import free_port, render_url, run
+
+
+def refusal(url: URL | str) -> str:
+    changes = {"DATABASE_URL": url if isinstance(url, str) else render_url(url)}
+    result = run(sys.executable, "-m", "migrations.distribute", changes=changes)
+    assert result.returncode != 0
+    assert "Traceback" not in result.stdout
+    return result.stdout
+
+
+def test_sqlite_is_refused(sqlite_url: URL) -> None:
+    assert refusal(sqlite_url) == (
+        "DATABASE_URL names a SQLite file: only Postgres with the extension Citus can distribute tables.\n"
+    )
+
+
+def test_a_postgres_without_citus_is_refused(postgres_url: URL) -> None:
+    assert refusal(postgres_url) == "The database has no Citus: run CREATE EXTENSION citus, and add the workers.\n"
+
+
+def test_a_schema_that_is_not_at_head_is_refused(postgres_databases: Databases) -> None:
+    url = postgres_databases.empty()
+    remedy = f"not {HEAD}: run 'alembic upgrade head' first.\n"
+    assert refusal(url) == f"The database is at revision none, {remedy}"
+    migrate(url, "0001")
+    assert refusal(url) == f"The database is at revision 0001, {remedy}"
+    postgres_databases.drop(url)
+
+
+def test_a_database_that_does_not_answer_is_reported_without_its_password() -> None:
+    found = refusal(f"postgresql://heroes:s3cret@127.0.0.1:{free_port()}/heroes")
+    assert len(found.splitlines()) == 1
+    assert "s3cret" not in found
+
+
+def test_a_table_is_distributed_by_a_column_of_its_primary_key() -> None:
+    """Citus requires it of every unique constraint."""
+    assert distributed_tables() == {"hero": "id", "idempotency_key": "key"}
+    for name, key in distributed_tables().items():
+        assert key in SQLModel.metadata.tables[name].primary_key.columns
