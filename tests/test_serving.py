@@ -1,5 +1,6 @@
 """The documented ways to start the service."""
 
+import itertools
 import json
 import re
 import shutil
@@ -137,15 +138,26 @@ class TestContainers:
         assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
         assert services["api"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
 
+    def test_only_the_services_of_the_profile_citus_are_optional(self) -> None:
+        optional = {name for name, service in self.compose["services"].items() if service.get("profiles")}
+        assert self.compose["services"].keys() - optional == {"db", "migrate", "api"}
+        nodes = {"coordinator", "worker-1", "worker-2"}
+        assert optional == nodes | {"citus-nodes", "citus-migrate", "citus-api"}
+        services = self.compose["services"]
+        assert services["citus-nodes"]["depends_on"] == {name: {"condition": "service_healthy"} for name in nodes}
+        steps = ["citus-nodes", "citus-migrate", "citus-api"]
+        for step, after in itertools.pairwise(steps):
+            assert services[after]["depends_on"] == {step: {"condition": "service_completed_successfully"}}
+
     def test_ports_are_published_on_loopback_only(self) -> None:
         ports = [port for service in self.compose["services"].values() for port in service.get("ports", [])]
         assert ports
         assert all(port.startswith("127.0.0.1:") for port in ports)
 
-    def test_the_stop_grace_period_exceeds_the_graceful_shutdown(self) -> None:
+    @pytest.mark.parametrize("name", ["api", "api-scaled", "citus-api"])
+    def test_the_stop_grace_period_exceeds_the_graceful_shutdown(self, name: str) -> None:
         limit = re.search(r'"--timeout-graceful-shutdown", "(\d+)"', self.dockerfile)
         assert limit
-        for name in ("api", "api-scaled"):
-            api = self.compose["services"][name]
-            shutdown = api["environment"]["SHUTDOWN_DELAY"] + int(limit[1]) + CLOSE_TIMEOUT
-            assert int(api["stop_grace_period"].removesuffix("s")) > shutdown
+        api = self.compose["services"][name]
+        shutdown = api["environment"]["SHUTDOWN_DELAY"] + int(limit[1]) + CLOSE_TIMEOUT
+        assert int(api["stop_grace_period"].removesuffix("s")) > shutdown
