@@ -103,6 +103,12 @@ class TestDistribute:
         assert fetch_value(url, "SELECT count(*) FROM hero WHERE version = 1") == 100
         assert "No new upgrade operations detected." in alembic(url, "check")
 
+    def test_the_revisions_that_rename_a_column_keep_every_value(self, url: URL) -> None:
+        """The example of docs/migrations.md: expand, backfill, index, check, validate, swap, contract."""
+        execute(url, "INSERT INTO hero (name, secret_name) SELECT 'x', i::text FROM generate_series(1, 2500) AS i")
+        alembic(url, "-c", "docs/rename/alembic.ini", "upgrade", "rename_7")
+        assert fetch_value(url, "SELECT count(DISTINCT alias) FROM hero") == 2500
+
 
 class TestReads:
     @pytest.mark.parametrize("sort", SORTS)

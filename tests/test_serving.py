@@ -122,7 +122,6 @@ class TestContainers:
         services = self.compose["services"]
         scaled = {name for name, service in services.items() if "scale" in service.get("profiles", [])}
         assert scaled == {"api-scaled", "pgbouncer", "proxy", "replica"}
-        assert "profiles" not in services["api"]
 
     def test_the_proxy_finds_the_service_in_the_documented_configuration(self) -> None:
         script = self.compose["services"]["proxy"]["command"][-1]
@@ -138,9 +137,12 @@ class TestContainers:
         assert services["migrate"]["depends_on"] == {"db": {"condition": "service_healthy"}}
         assert services["api"]["depends_on"] == {"migrate": {"condition": "service_completed_successfully"}}
 
-    def test_only_the_services_of_the_profile_citus_are_optional(self) -> None:
-        optional = {name for name, service in self.compose["services"].items() if service.get("profiles")}
-        assert self.compose["services"].keys() - optional == {"db", "migrate", "api"}
+    def test_without_a_profile_there_are_three_services(self) -> None:
+        services = self.compose["services"]
+        assert {name for name in services if "profiles" not in services[name]} == {"db", "migrate", "api"}
+
+    def test_the_profile_citus_starts_the_nodes_then_migrates_then_serves(self) -> None:
+        optional = {name for name, service in self.compose["services"].items() if service.get("profiles") == ["citus"]}
         nodes = {"coordinator", "worker-1", "worker-2"}
         assert optional == nodes | {"citus-nodes", "citus-migrate", "citus-api"}
         services = self.compose["services"]
