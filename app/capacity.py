@@ -11,7 +11,7 @@ from sqlalchemy import text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.pool import PoolUnavailableError
+from app.slots import PoolUnavailableError
 
 log = logging.getLogger(__name__)
 

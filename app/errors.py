@@ -20,9 +20,9 @@ from app.db_errors import Refusal, classify
 from app.idempotency import KeyExpiredError, KeyReusedError
 from app.logs import Repetitions, describe_error
 from app.middleware import name_request
-from app.pool import PoolUnavailableError
 from app.schema import SchemaUnavailableError
 from app.shutdown import ShuttingDownError
+from app.slots import PoolUnavailableError
 from app.trailing_slash import other_spelling
 
 log = logging.getLogger(__name__)

@@ -26,8 +26,8 @@ from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.logs import describe_error
-from app.pool import PoolUnavailableError
 from app.schema import SchemaUnavailableError
+from app.slots import PoolUnavailableError
 
 log = logging.getLogger(__name__)
 

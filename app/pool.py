@@ -4,8 +4,6 @@ SQLAlchemy's own pool is not fair: a waiter that loses a race goes to the back o
 """
 
 import asyncio
-import time
-from collections import deque
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -19,22 +17,30 @@ from app.database import is_open
 from app.db_errors import is_too_many_connections
 from app.pooled_connection import PooledConnection, close_all, connect
 from app.schema import Schema
+from app.slots import PoolTerminatedError, PoolUnavailableError, Slots
 
 CLOSE_TIMEOUT = 20  # seconds: longer than the database lets a statement take, by default
 PROBE_TIMEOUT = 1  # seconds that an idle connection has to answer
 RETRY_INTERVAL = 1  # seconds until another connection is tried, after the server has granted no more
-STALL_TIMEOUT = 3  # seconds without a connection for those who wait, after which the pool counts as stalled
-
-
-class PoolUnavailableError(Exception):
-    """No connection can be acquired now. The message is for the client."""
 
 
 class ConnectionPool:
-    """The connections of one engine, and the queue of those who wait for one."""
+    """The connections of one engine, and the queue of those who wait for one.
 
-    def __init__(
-        self, engine: AsyncEngine, *, size: int, queue_size: int, queue_timeout: float, schema: Schema | None = None
+    Attributes:
+        engine: what connects.
+        fallback: for sessions that read, and can't connect here.
+    """
+
+    def __init__(  # noqa: PLR0913 - one more than five, by keyword
+        self,
+        engine: AsyncEngine,
+        *,
+        size: int,
+        queue_size: int,
+        queue_timeout: float,
+        schema: Schema | None = None,
+        fallback: "ConnectionPool | None" = None,
     ) -> None:
         """Create an empty pool.
 
@@ -44,30 +50,38 @@ class ConnectionPool:
             queue_size: how many may wait for one.
             queue_timeout: how long, in seconds.
             schema: until it is current, no connection is handed out.
+            fallback: for sessions that read, and can't connect here.
         """
-        self.free = size  # how many connections can be acquired without waiting
-        self.fallback: ConnectionPool | None = None  # for sessions that read, and get no connection here
-        self._size = size
         self.engine = engine
-        self._idle: list[PooledConnection] = []
-        self._queue: deque[asyncio.Future[None]] = deque()  # done when a slot is theirs
-        self._queue_size = queue_size
+        self.fallback = fallback
+        self._slots = Slots(size, queue_size=queue_size)
         self._queue_timeout = queue_timeout
+        self._idle: list[PooledConnection] = []
         self._in_use: set[PooledConnection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._moved_at = time.monotonic()  # when the queue last moved
         self._closed = False
         self._schema = schema
         event.listen(engine.sync_engine, "handle_error", self._close_idle_after)
 
+    @property
+    def free(self) -> int:
+        """How many connections can be acquired without waiting."""
+        return self._slots.free
+
+    @property
+    def size(self) -> int:
+        """How many connections there are at most."""
+        return self._slots.size
+
     def acquire_nowait(self) -> PooledConnection | None:
         """Acquire a connection that is open and idle, if there is one."""
-        if not self.free or not self._idle or not is_open(self._idle[-1].driver):
+        if not self._slots.free or not self._idle or not is_open(self._idle[-1].driver):
             return None
         if self._schema and not self._schema.is_current:
             return None
-        self.free -= 1
-        self._in_use.add(pooled := self._idle.pop())
+        self._slots.free -= 1
+        pooled = self._idle.pop()
+        self._in_use.add(pooled)
         return pooled
 
     async def acquire(self, *, unbounded: bool = False) -> PooledConnection:
@@ -85,11 +99,13 @@ class ConnectionPool:
             await self._schema.require()
         if self._closed:
             raise PoolUnavailableError("The service is shutting down.")
+        until = None
         if not unbounded:
             self.check_queue()
-        await self._take_slot(unbounded=unbounded)
+            until = asyncio.get_running_loop().time() + self._queue_timeout
+        await self._slots.take(until=until)
         while (pooled := await self._connect()) is None:
-            await self._take_slot(unbounded=unbounded, first=True)
+            await self._slots.take(until=until, first=True)
         self._in_use.add(pooled)
         return pooled
 
@@ -97,11 +113,10 @@ class ConnectionPool:
         """Give a connection back. One that is broken, or not clean, is closed, and replaced when it is needed."""
         self._in_use.remove(pooled)
         if pooled.is_clean:
-            self._moved_at = time.monotonic()
             self._idle.append(pooled)
-            self._wake_next()
+            self._slots.give_back(moved=True)
         else:
-            self._start(close_all([pooled])).add_done_callback(lambda _: self._wake_next())
+            self._start(close_all([pooled])).add_done_callback(lambda _: self._slots.give_back())
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
@@ -123,21 +138,20 @@ class ConnectionPool:
 
     def give_up(self) -> None:
         """Close every connection now. What runs on one fails, as if the server had closed it, and what waits too."""
-        for waiter in [*self._queue]:
-            self._expire(waiter)
+        self._slots.refuse_all(PoolTerminatedError("The database does not answer."))
         for pooled in self._in_use:
             pooled.driver.terminate()
         self._close_idle()
 
     def check_queue(self) -> None:
         """Raise `PoolUnavailableError` if so many requests wait that one more is refused."""
-        if not self.free and len(self._queue) >= self._queue_size:
+        if self._slots.is_full:
             raise PoolUnavailableError("Too many requests are waiting for a database connection.")
 
     async def probe(self) -> None:
         """Raise `PoolUnavailableError` if an idle connection is silent, or requests wait and none becomes free."""
-        if not self.free or not self._idle:
-            if self._queue and time.monotonic() - self._moved_at > STALL_TIMEOUT:
+        if not self._slots.free or not self._idle:
+            if self._slots.is_stalled:
                 raise PoolUnavailableError("No database connection becomes free.")
             return
         # The answer is not cancelled: ending a statement on a connection that is silent takes longer than the limit.
@@ -163,45 +177,11 @@ class ConnectionPool:
         self._closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                for _ in range(self._size):
-                    await self._take_slot(unbounded=True)
-        for waiter in [*self._queue]:
-            self._expire(waiter)
+                for _ in range(self._slots.size):
+                    await self._slots.take(until=None)
+        self._slots.refuse_all(PoolUnavailableError("The service is shutting down."))
         self._start(close_all([*self._in_use]))
         await self.disconnect()
-
-    async def _take_slot(self, *, unbounded: bool, first: bool = False) -> None:
-        if self.free:
-            self.free -= 1
-            return
-        if not self._queue:
-            self._moved_at = time.monotonic()
-        waiter = (loop := asyncio.get_running_loop()).create_future()
-        timer = None if unbounded else loop.call_later(self._queue_timeout, self._expire, waiter)
-        self._queue.insert(0 if first else len(self._queue), waiter)
-        try:
-            await waiter
-        except asyncio.CancelledError:
-            if waiter in self._queue:
-                self._queue.remove(waiter)
-            elif not waiter.cancelled() and waiter.exception() is None:
-                self._wake_next()  # it had its turn in the same moment
-            raise
-        finally:
-            if timer:
-                timer.cancel()
-
-    def _expire(self, waiter: asyncio.Future[None]) -> None:
-        if waiter in self._queue:
-            self._queue.remove(waiter)
-            waiter.set_exception(PoolUnavailableError("Timed out waiting for a database connection."))
-
-    def _wake_next(self) -> None:
-        while self._queue:
-            if not (waiter := self._queue.popleft()).done():
-                waiter.set_result(None)
-                return
-        self.free += 1
 
     async def _connect(self) -> PooledConnection | None:
         """Return an idle connection or a new one; None if the server grants no more now."""
@@ -210,33 +190,41 @@ class ConnectionPool:
             if self._schema:
                 await self._schema.require()  # it may have changed during the wait
             while self._idle:
-                if is_open((pooled := self._idle.pop()).driver):
+                pooled = self._idle.pop()
+                if is_open(pooled.driver):
                     return pooled
                 self._start(close_all([pooled]))
             # It is not cancelled with the request: SQLAlchemy would leave the socket of half a connect open.
-            return await asyncio.shield(opening := self._start(connect(self.engine)))
+            opening = self._start(self._open())
+            return await asyncio.shield(opening)
         except BaseException as error:
             if opening and isinstance(error, asyncio.CancelledError):
                 opening.add_done_callback(self._keep)
-            elif is_too_many_connections(error):
-                asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._wake_next)
+            elif is_too_many_connections(error) and self.fallback is None:
+                asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._slots.give_back)
                 return None
             else:
-                self._wake_next()
+                self._slots.give_back()
             raise
+
+    async def _open(self) -> PooledConnection:
+        pooled = await connect(self.engine)
+        pooled.pool = self
+        return pooled
 
     def _keep(self, opening: asyncio.Task[PooledConnection]) -> None:
         """Release a connection whose request was cancelled while it was being opened."""
         if opening.cancelled() or opening.exception():
-            self._wake_next()
-        else:
-            self._in_use.add(pooled := opening.result())
-            self.release(pooled)
+            self._slots.give_back()
+            return
+        pooled = opening.result()
+        self._in_use.add(pooled)
+        self.release(pooled)
 
     def _close_idle_after(self, error: ExceptionContext) -> None:
         # When one is lost, others may be; when the server grants no more, they are left to the engine's other pool.
         is_lost = error.is_disconnect and isinstance(error.original_exception, Exception)  # a cancellation is no loss
-        if is_lost or (is_too_many_connections(error.sqlalchemy_exception) and self._size > 1):
+        if is_lost or (is_too_many_connections(error.sqlalchemy_exception) and self._slots.size > 1):
             self._close_idle()
 
     def _close_idle(self) -> None:

@@ -3,13 +3,16 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
 from app.database import in_transaction, is_open, set_autocommit
 from app.drivers import busy_check
+
+if TYPE_CHECKING:
+    from app.pool import ConnectionPool
 
 
 @dataclass(eq=False, slots=True)
@@ -21,6 +24,7 @@ class PooledConnection:
     driver: Any
     options: object  # the execution options that it was opened with
     is_busy: Callable[[], bool]  # whether a statement still runs
+    pool: "ConnectionPool | None" = None  # which it belongs to, if any
     autocommit: bool | None = None
     expired: bool = False  # whether it is to be closed when it is given back
     streamed: bool = False  # whether a result that is read while it is iterated may still read from it
@@ -46,6 +50,11 @@ class PooledConnection:
             and not in_transaction(self.driver)
             and not self.is_busy()
         )
+
+    def release(self) -> None:
+        """Give it back to its pool."""
+        if self.pool:
+            self.pool.release(self)
 
     async def close(self) -> None:
         """Close it, whatever state it is in. On one that is silent this takes seconds."""

@@ -17,8 +17,9 @@ from sqlmodel.sql.expression import SelectOfScalar
 from app.database import raise_if_failed
 from app.db_errors import may_succeed_elsewhere
 from app.drivers import await_only
-from app.pool import ConnectionPool, PoolUnavailableError
+from app.pool import ConnectionPool
 from app.pooled_connection import PooledConnection
+from app.slots import PoolTerminatedError
 
 ENDED = (
     "This session has ended with its request. Work that goes on after it opens a session of its own:"
@@ -64,7 +65,7 @@ class PooledSession(Session):
             return self.pooled.sync
         pooled = self.acquire_nowait() or await_only(self.acquire())
         if self.pooled is not None:
-            self.pool.release(pooled)
+            pooled.release()
             raise InvalidRequestError(CONCURRENT)
         self.pooled = pooled
         transaction = self.get_transaction()
@@ -99,15 +100,14 @@ class PooledSession(Session):
         Raises:
             InvalidRequestError: the session has ended meanwhile.
         """
-        pool = self.pool
         try:
-            pooled = await pool.acquire(unbounded=self._unbounded)
-        except (PoolUnavailableError, SQLAlchemyError):
+            pooled = await self.pool.acquire(unbounded=self._unbounded)
+        except (PoolTerminatedError, SQLAlchemyError):  # not because many wait: that would double the load
             if not self.fall_back():
                 raise
             return await self.acquire()
         if self._ended:
-            pool.release(pooled)
+            pooled.release()
             raise InvalidRequestError(ENDED)
         return pooled
 
@@ -126,7 +126,7 @@ class PooledSession(Session):
         """Give the connection back, if there is one."""
         if self.pooled is not None:
             pooled, self.pooled = self.pooled, None
-            self.pool.release(pooled)
+            pooled.release()
 
 
 @event.listens_for(PooledSession, "before_commit")
@@ -180,7 +180,6 @@ class RequestSession(AsyncSession):
         if not session.autocommit or session.in_transaction() or options or not is_core(statement):
             return await super().exec(statement, params=params, **options)
         pooled = session.acquire_nowait() or await session.acquire()
-        pool = session.pool
         try:
             if not pooled.autocommit:
                 pooled.prepare(autocommit=True)
@@ -191,7 +190,7 @@ class RequestSession(AsyncSession):
         else:
             return result.scalars() if isinstance(statement, SelectOfScalar) else result
         finally:
-            pool.release(pooled)
+            pooled.release()
         return await self.exec(statement, params=params)
 
     def get_bind(self, *_: Any, **__: Any) -> Engine:

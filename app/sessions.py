@@ -13,11 +13,12 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.capacity import check_capacity
 from app.database import Database
 from app.drivers import before_response
-from app.pool import ConnectionPool, PoolUnavailableError
+from app.pool import ConnectionPool
 from app.pooled_session import RequestSession
 from app.recent_writes import may_be_stale, note_write
 from app.replication import Heartbeat, Replica
 from app.schema import Schema, SchemaUnavailableError
+from app.slots import PoolUnavailableError
 
 REQUEST_SESSION = "request_session"  # the key in the scope of a request
 NOT_OPEN = (
@@ -63,11 +64,10 @@ class SessionMaker:
         self._streams = ConnectionPool(database.reads, size=1, **limits)
         self._pools = {self.reads, self.writes, self._streams, self._probes}
         self._is_watched = database.replica is not None or database.has_several_hosts
-        self._size = sum(pool.free for pool in self._pools) + self._is_watched
+        self._size = sum(pool.size for pool in self._pools) + self._is_watched
         self.replica: Replica | None = None
         if database.replica is not None:
-            pool = ConnectionPool(database.replica, size=pool_size, **limits)
-            pool.fallback = self.reads
+            pool = ConnectionPool(database.replica, size=pool_size, fallback=self.reads, **limits)
             self.replica = Replica(pool, self.schema, max_lag)
 
     async def __aenter__(self) -> Self:

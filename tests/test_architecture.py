@@ -32,6 +32,7 @@ DATABASE = [
         "pooler",
         "replication",
         "schema",
+        "slots",
         "sqlite_file",
         "urls",
     )

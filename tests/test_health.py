@@ -7,7 +7,7 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
-import app.pool
+import app.slots
 from app.main import create_app
 from app.schema import TIME_LIMIT
 from app.settings import Settings
@@ -81,7 +81,7 @@ async def test_readiness_does_not_wait_for_a_pooled_connection(url: URL) -> None
 async def test_a_service_whose_requests_get_no_connection_is_not_ready(
     url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(app.pool, "STALL_TIMEOUT", 0)
+    monkeypatch.setattr(app.slots, "STALL_TIMEOUT", 0)
     service = create_app(Settings(database_url=url, pool_size=1))
     async with running(service) as client, asyncio.timeout(TIMEOUT):
 

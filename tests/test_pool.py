@@ -3,19 +3,21 @@
 import asyncio
 import gc
 import itertools
-from collections.abc import AsyncIterator
+import secrets
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from random import Random
 from typing import Any
 
 import pytest
 from sqlalchemy import URL, text
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 import app.pool
 from app.database import Database, is_open
-from app.pool import ConnectionPool, PoolUnavailableError
+from app.pool import ConnectionPool
 from app.pooled_connection import PooledConnection
+from app.slots import PoolUnavailableError
 from app.urls import is_sqlite
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
@@ -453,3 +455,28 @@ class TestClose:
         async with open_pool(sqlite_url) as pool:
             await run(pool, INSERT)
         assert await asyncio.to_thread(fetch_value, sqlite_url, COUNT) == 1
+
+
+@pytest.fixture
+def full_url(postgres: URL, postgres_url: URL) -> Iterator[URL]:
+    """The URL of a role that the server grants no connection."""
+    role = f"limited_{secrets.token_hex(4)}"
+    execute_autocommit(postgres, f"CREATE ROLE {role} LOGIN PASSWORD 'x' CONNECTION LIMIT 0")
+    yield postgres_url.set(username=role, password="x")
+    execute_autocommit(postgres, f"DROP ROLE {role}")
+
+
+async def test_who_waits_for_a_server_that_grants_no_connection_is_refused_in_time(full_url: URL) -> None:
+    async with open_pool(full_url, queue_timeout=0.5) as pool:
+        with pytest.raises(PoolUnavailableError, match="Timed out"):
+            await pool.acquire()
+
+
+async def test_a_pool_with_a_fallback_does_not_wait_for_a_server_that_grants_no_connection(full_url: URL) -> None:
+    async with open_pool(full_url) as other:
+        pool = ConnectionPool(other.engine, size=1, queue_size=1, queue_timeout=60, fallback=other)
+        async with asyncio.timeout(TIMEOUT):
+            with pytest.raises(DBAPIError, match="too many connections"):
+                await pool.acquire()
+            assert pool.free == 1
+            await pool.close()

@@ -15,7 +15,8 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.database import build_engine
 from app.heroes.models import Hero
-from app.sessions import SessionMaker
+from app.pool import ConnectionPool
+from app.sessions import SessionMaker, create_session
 from app.urls import is_sqlite
 from tests.support.heroes import DEADPOND
 from tests.support.locks import async_write_lock
@@ -268,6 +269,22 @@ class TestSession:
             errors = await asyncio.gather(*(session.exec(select(Hero)) for _ in range(3)), return_exceptions=True)
             assert any("Two tasks use one session" in str(error) for error in errors)
             assert sessionmaker.reads.free >= 2
+
+
+async def test_a_connection_goes_back_to_the_pool_that_it_is_from(postgres_url: URL) -> None:
+    """Another task of the session may have fallen back to the other pool meanwhile."""
+    async with serving(postgres_url, pool_size=6) as (_, sessionmaker):
+        reads = sessionmaker.reads
+        pool = ConnectionPool(reads.engine, size=2, queue_size=1, queue_timeout=60, fallback=reads)
+        session = create_session(pool, autocommit=True, read=True)
+        reading = asyncio.create_task(session.exec(select(HEROES.c.name)))
+        await asyncio.sleep(0)
+        assert pool.free == 1
+        session.sync_session.fall_back()
+        assert (await reading).all() == []
+        assert pool.free == 2
+        await session.finish()
+        await pool.close()
 
 
 class TestAutocommit:

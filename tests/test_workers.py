@@ -22,6 +22,7 @@ SORTS = ["id", "-id", "name", "-name", "age", "-age"]
 Client = httpx.AsyncClient
 
 pytestmark = pytest.mark.slow
+LIMITS = httpx.Limits(max_connections=1, keepalive_expiry=None)  # by default a connection is kept for 5 s
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ async def clients(service: Service) -> AsyncIterator[list[Client]]:
         by_worker: list[list[Client]] = []
         for worker in workers:
             clients = [
-                Client(base_url=f"http://127.0.0.1:{service.port}", limits=httpx.Limits(max_connections=1), timeout=60)
+                Client(base_url=f"http://127.0.0.1:{service.port}", limits=LIMITS, timeout=60)
                 for _ in range(CONNECTIONS)
             ]
             others = [other for other in workers if other is not worker]

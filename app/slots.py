@@ -1,0 +1,98 @@
+"""Slots: how many connections a pool may have in use, and the queue of those who wait for one."""
+
+import asyncio
+import time
+from collections import deque
+
+STALL_TIMEOUT = 3  # seconds without a free slot for those who wait, after which the queue counts as stalled
+
+
+class PoolUnavailableError(Exception):
+    """No connection can be acquired now. The message is for the client."""
+
+
+class PoolTerminatedError(PoolUnavailableError):
+    """The connections of the pool were terminated while this one waited."""
+
+
+class Slots:
+    """A semaphore that is first come, first served, with a bounded queue."""
+
+    def __init__(self, size: int, *, queue_size: int) -> None:
+        """Take how many slots there are, and how many may wait for one."""
+        self.free = size
+        self.size = size
+        self._queue: deque[asyncio.Future[None]] = deque()  # done when a slot is theirs
+        self._queue_size = queue_size
+        self._moved_at = time.monotonic()  # when the queue last moved
+
+    @property
+    def is_full(self) -> bool:
+        """Whether so many wait that one more is to be refused."""
+        return not self.free and len(self._queue) >= self._queue_size
+
+    @property
+    def is_stalled(self) -> bool:
+        """Whether some wait, and no slot has become free for a while."""
+        return bool(self._queue) and time.monotonic() - self._moved_at > STALL_TIMEOUT
+
+    async def take(self, *, until: float | None, first: bool = False) -> None:
+        """Take a slot, in the order of arrival.
+
+        Args:
+            until: when to give up, in the time of the event loop.
+            first: whether to wait in front of all others.
+
+        Raises:
+            PoolUnavailableError: no slot has become free in time.
+        """
+        if self.free:
+            self.free -= 1
+            return
+        if not self._queue:
+            self._moved_at = time.monotonic()
+        loop = asyncio.get_running_loop()
+        waiter: asyncio.Future[None] = loop.create_future()
+        timer = loop.call_at(until, self._expire, waiter) if until is not None else None
+        self._queue.insert(0 if first else len(self._queue), waiter)
+        try:
+            await waiter
+        except asyncio.CancelledError:
+            if waiter in self._queue:
+                self._queue.remove(waiter)
+            elif not waiter.cancelled() and waiter.exception() is None:
+                self.give_back()  # it had its turn in the same moment
+            raise
+        finally:
+            if timer:
+                timer.cancel()
+
+    def give_back(self, *, moved: bool = False) -> None:
+        """Give a slot to the next in the queue, or let it be free.
+
+        Args:
+            moved: whether there is a connection for it, so that the queue has moved.
+        """
+        if moved:
+            self._moved_at = time.monotonic()
+        while self._queue:
+            waiter = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+        self.free += 1
+
+    def refuse_all(self, reason: PoolUnavailableError) -> None:
+        """Raise an error in all who wait."""
+        while self._queue:
+            self._refuse(self._queue.popleft(), reason)
+
+    def _expire(self, waiter: asyncio.Future[None]) -> None:
+        if waiter in self._queue:
+            self._queue.remove(waiter)
+            self._refuse(waiter, PoolUnavailableError("Timed out waiting for a database connection."))
+
+    @staticmethod
+    def _refuse(waiter: asyncio.Future[None], reason: PoolUnavailableError) -> None:
+        if not waiter.done():
+            waiter.set_exception(reason)
