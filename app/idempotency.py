@@ -14,7 +14,7 @@ from random import randrange
 from types import MappingProxyType
 from typing import Annotated, Any, NamedTuple
 
-from fastapi import Header, Request, Response
+from fastapi import BackgroundTasks, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator
 from pydantic.main import IncEx
@@ -25,11 +25,13 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import Field, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
 
-from app.logs import describe_error
+from app.logs import Repetitions, describe_error
 from app.schema import SchemaUnavailableError
+from app.sessions import SessionMaker
 from app.slots import PoolUnavailableError
 
 log = logging.getLogger(__name__)
+purge_failures = Repetitions(log, limit=1)
 
 LIFETIME = timedelta(hours=24)
 PURGE_EVERY = 10  # one new key in so many deletes expired ones
@@ -138,6 +140,7 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
     body: Any,
     work: Callable[[], Awaitable[StoredResponse]],
     *,
+    tasks: BackgroundTasks,
     secrets: IncEx | None = None,
 ) -> StoredResponse:
     """Run work once for a key, in the transaction that stores the key; if it has run already, return its response.
@@ -148,6 +151,7 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
         key: without one, the work runs without a transaction.
         body: the validated body of the request.
         work: what to run. If it raises, nothing is stored.
+        tasks: those of the request. Expired keys are deleted in one, after the response.
         secrets: the fields of the body that nothing may be known about, in the form of pydantic's `exclude`. They are
             not compared: a refusal would tell who guesses them that the guess is wrong.
 
@@ -170,8 +174,9 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
             return await replay(session, name, fingerprint)
         response = await work()
         await session.exec(STORE, params={**name, "of_answer": json.dumps([response.body, dict(response.headers)])})
-    if randrange(PURGE_EVERY) == 0:  # noqa: S311 - a sample, not a secret
-        await purge_expired(session, now)
+    sessionmaker = getattr(request.app.state, "sessionmaker", None)  # None if a test overrides the sessions
+    if sessionmaker and randrange(PURGE_EVERY) == 0:  # noqa: S311 - a sample, not a secret
+        tasks.add_task(purge_expired, sessionmaker)
     return response
 
 
@@ -186,15 +191,13 @@ async def replay(session: AsyncSession, name: dict[str, str], fingerprint: str) 
     return StoredResponse(*json.loads(stored.answer))
 
 
-async def purge_expired(session: AsyncSession, now: datetime) -> None:
-    """Delete the oldest of the expired records, in a transaction of its own, after that of the key.
-
-    Neither waits for the other then while it holds a lock, and the key is committed whatever becomes of the purge: one
-    that fails is left to a later key.
-    """
+async def purge_expired(sessionmaker: SessionMaker) -> None:
+    """Delete the oldest of the expired records. A purge that fails is left to a later key."""
     try:
-        async with session.begin():
-            if expired := (await session.exec(EXPIRED, params={"now": now})).all():
+        async with sessionmaker(autocommit=True) as session:
+            if expired := (await session.exec(EXPIRED, params={"now": datetime.now(UTC)})).all():
                 await session.exec(PURGE_EXPIRED, params={"latest": expired[-1]})
     except (SQLAlchemyError, PoolUnavailableError, SchemaUnavailableError) as error:
-        log.warning("Expired idempotency keys are left to a later request: %s", describe_error(error))
+        reason = describe_error(error)
+        if purge_failures.should_log(f"The purge of idempotency keys failed: {reason}"):
+            log.warning("Expired idempotency keys are left to a later request: %s", reason)

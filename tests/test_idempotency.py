@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from fastapi import APIRouter, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Request, Response
 from sqlalchemy import URL, bindparam, event, text
 from sqlalchemy.engine import Engine
 
@@ -17,11 +17,12 @@ from app import idempotency
 from app.database import build_engine
 from app.idempotency import LIFETIME, PURGE_SIZE, RECORDS, IdempotencyKey, StoredResponse, run_idempotent
 from app.main import create_app
-from app.sessions import AutocommitSessionDep
+from app.sessions import AutocommitSessionDep, get_autocommit_session
 from app.settings import Settings
-from tests.support.app_client import running
+from tests.support.app_client import listening, running
 from tests.support.heroes import DEADPOND, RUSTY_MAN
 from tests.support.locks import async_write_lock
+from tests.support.polling import wait_until_async
 from tests.support.processes import free_port, render_url, server
 from tests.support.sql import execute, fetch_value, run_in_transaction
 
@@ -151,12 +152,12 @@ class TestScope:
 
         @router.post("/{team}/members")
         async def add_member(
-            team: int, request: Request, session: AutocommitSessionDep, key: IdempotencyKey
+            team: int, request: Request, tasks: BackgroundTasks, session: AutocommitSessionDep, key: IdempotencyKey
         ) -> Response:
             async def add() -> StoredResponse:
                 return StoredResponse(str(team))
 
-            return (await run_idempotent(session, request, key, None, add)).response()
+            return (await run_idempotent(session, request, key, None, add, tasks=tasks)).response()
 
         app = create_app(Settings(database_url=url))
         app.include_router(router)
@@ -277,6 +278,49 @@ class TestPurge:
         assert await count(client) == 1
         assert "Expired idempotency keys are left to a later request: " in caplog.text
 
+    @pytest.mark.not_citus
+    async def test_purges_that_fail_for_one_reason_are_logged_once(
+        self, client: httpx.AsyncClient, url: URL, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await asyncio.to_thread(add_expired, url, 1)
+        await asyncio.to_thread(execute, url, *REFUSE_DELETES[url.get_backend_name()])
+        for number in range(3):
+            await post(client, "/heroes/", HERO, f"new{number}")
+        assert caplog.text.count("Expired idempotency keys are left to a later request: ") == 1
+
+    async def test_a_response_does_not_wait_for_the_purge(self, postgres_url: URL) -> None:
+        await asyncio.to_thread(add_expired, postgres_url, 1)
+        settings = Settings(database_url=postgres_url, lock_timeout=60, statement_timeout=60)
+        async with (
+            listening(create_app(settings)) as port,
+            httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client,
+        ):
+            engine = build_engine(postgres_url, {})
+            async with engine.begin() as connection:
+                await connection.execute(text("SELECT FROM idempotency_key FOR UPDATE"))
+                assert (await post(client, "/heroes/", HERO, "k")).status_code == 200
+                assert await asyncio.to_thread(count_expired, postgres_url) == 1
+            await engine.dispose()
+
+            async def is_purged() -> bool:
+                return await asyncio.to_thread(count_expired, postgres_url) == 0
+
+            await wait_until_async(is_purged)
+
+    async def test_an_app_whose_sessions_are_replaced_does_not_purge(self, url: URL) -> None:
+        """Its lifespan has not run, so nothing opens a session after the response."""
+        await asyncio.to_thread(add_expired, url, 1)
+        app, other = create_app(Settings(database_url=url)), create_app(Settings(database_url=url))
+        async with other.router.lifespan_context(other), other.state.sessionmaker(autocommit=True) as session:
+
+            async def override() -> object:
+                return session
+
+            app.dependency_overrides[get_autocommit_session] = override
+            async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://heroes.test") as client:
+                assert (await post(client, "/heroes/", HERO, "k")).status_code == 200
+        assert await asyncio.to_thread(count_expired, url) == 1
+
     async def test_a_purge_that_waits_past_the_lock_timeout_changes_no_response(self, postgres_url: URL) -> None:
         await asyncio.to_thread(add_expired, postgres_url, 1)
         async with running(create_app(Settings(database_url=postgres_url, lock_timeout=0.2))) as client:
@@ -297,6 +341,8 @@ class TestPurge:
             responses = await asyncio.gather(*(post(client, "/heroes/", HERO, key) for key in keys))
             assert {response.status_code for response in responses} == {200}
             assert await count(client) == 100
+            for number in range(2):  # concurrent purges can have found the same keys
+                await post(client, "/heroes/", HERO, f"new{number}")
         assert await asyncio.to_thread(count_expired, postgres_url) == 0
         deadlocks = "SELECT deadlocks FROM pg_stat_database WHERE datname = current_database()"
         assert await asyncio.to_thread(fetch_value, postgres_url, deadlocks) == 0

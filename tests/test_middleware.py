@@ -10,15 +10,13 @@ from typing import Annotated
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import APIRouter, Cookie, FastAPI, Request
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL
 
 from app.heroes.models import HeroPublic
-from tests.support.app_client import running
+from tests.support.app_client import listening, running
 from tests.support.heroes import DEADPOND
-from tests.support.processes import free_port
 from tests.support.raw_http import connections, get_heroes, request_head
 from tests.support.service import running_service
 
@@ -62,18 +60,6 @@ def failing(app: FastAPI) -> FastAPI:
     """The app, with operations that fail."""
     app.include_router(router)
     return app
-
-
-@asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[int]:
-    """Serve the app on a port, in this process, so that its log can be read."""
-    server = uvicorn.Server(uvicorn.Config(app, port=(port := free_port()), log_config=None))
-    serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
-        await asyncio.sleep(0.01)
-    yield port
-    server.should_exit = True
-    await serving
 
 
 @asynccontextmanager

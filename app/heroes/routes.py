@@ -2,7 +2,7 @@
 
 from typing import Annotated, Any
 
-from fastapi import APIRouter, Body, HTTPException, Path, Query, Request, Response
+from fastapi import APIRouter, BackgroundTasks, Body, HTTPException, Path, Query, Request, Response
 from pydantic_core import to_json
 from sqlalchemy import Row, bindparam, delete, insert, update
 from sqlmodel import select
@@ -105,7 +105,11 @@ async def read_heroes(query: Annotated[HeroQuery, Query()], request: Request, se
     max_body_size=MAX_BODY_SIZE,
 )
 async def create_hero(
-    hero: HeroCreate, request: Request, session: AutocommitSessionDep, idempotency_key: IdempotencyKey = None
+    hero: HeroCreate,
+    request: Request,
+    tasks: BackgroundTasks,
+    session: AutocommitSessionDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create a hero. The database chooses its id."""
 
@@ -114,7 +118,8 @@ async def create_hero(
         headers = {"ETag": format_etag(created.version), "Location": location(request, created.id)}
         return StoredResponse(to_json(to_public(created)).decode(), headers)
 
-    return (await run_idempotent(session, request, idempotency_key, hero, create, secrets=SECRETS)).response()
+    created = await run_idempotent(session, request, idempotency_key, hero, create, tasks=tasks, secrets=SECRETS)
+    return created.response()
 
 
 @router.patch(
@@ -147,7 +152,11 @@ async def delete_hero(hero_id: HeroId, request: Request, session: AutocommitSess
     "/batch", response_model=list[HeroPublic], responses=error_responses(400, 413), max_body_size=MAX_BATCH_SIZE
 )
 async def create_heroes(
-    heroes: HeroBatch, request: Request, session: AutocommitSessionDep, idempotency_key: IdempotencyKey = None
+    heroes: HeroBatch,
+    request: Request,
+    tasks: BackgroundTasks,
+    session: AutocommitSessionDep,
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create up to 1,000 heroes: all of them, or none. The response has them in the same order."""
 
@@ -157,7 +166,8 @@ async def create_heroes(
         return StoredResponse(to_json([to_public(hero) for hero in in_order]).decode())
 
     secrets = {"__all__": SECRETS}  # of each item
-    return (await run_idempotent(session, request, idempotency_key, heroes, create, secrets=secrets)).response()
+    created = await run_idempotent(session, request, idempotency_key, heroes, create, tasks=tasks, secrets=secrets)
+    return created.response()
 
 
 @router.get("/export", response_class=Response, responses=LINES)

@@ -5,7 +5,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
+
+from tests.support.processes import free_port
 
 
 @asynccontextmanager
@@ -21,3 +24,15 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
     ):
         await asyncio.gather(*(task for task in asyncio.all_tasks() if task.get_name() == "capacity"))
         yield client
+
+
+@asynccontextmanager
+async def listening(app: FastAPI) -> AsyncIterator[int]:
+    """Serve the app on a port, in this process, so that its log can be read."""
+    server = uvicorn.Server(uvicorn.Config(app, port=(port := free_port()), log_config=None))
+    serving = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    yield port
+    server.should_exit = True
+    await serving
