@@ -23,7 +23,7 @@ class RequestMiddleware:
     It is one class, because each middleware costs a request some microseconds of its own.
 
     - The id is the client's own `X-Request-ID` if that is sane. It is returned, and is `request.state.request_id`.
-    - A cookie with a backslash, which browsers do not send by themselves, is removed: parsing it can take very long.
+    - A cookie with a backslash is removed, and the others stay: parsing it can take very long.
     - HEAD runs the handler of GET and drops the body. `request.state.is_head` tells a handler that may leave work out.
     - An unhandled error is logged once (of many equal ones: the first, and their number), and the handler that is
       registered for `Exception` responds. Starlette would call it too, but raise the error again: uvicorn then logs it
@@ -74,15 +74,17 @@ class RequestMiddleware:
 def rewrite(scope: Scope) -> Scope:
     """Return the scope without cookies that take long, and with a path that only its own route matches."""
     if b"cookie" in dict(scope["headers"]):
-        scope = {**scope, "headers": [header for header in scope["headers"] if not is_slow_cookie(*header)]}
+        scope = {**scope, "headers": [drop_slow_cookies(*header) for header in scope["headers"]]}
     if scope["path"].endswith("\n"):  # the pattern of a route ends in $, which matches before one newline, not two
         scope = {**scope, "path": f"{scope['path']}\n"}
     return scope
 
 
-def is_slow_cookie(name: bytes, value: bytes) -> bool:
-    """Tell whether a header is a cookie that takes the square of its length, before Python 3.11.10 and 3.12.6."""
-    return name == b"cookie" and b"\\" in value
+def drop_slow_cookies(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Return a header without cookies that take the square of their length, before Python 3.11.10 and 3.12.6."""
+    if name == b"cookie" and b"\\" in value:
+        value = b";".join(cookie for cookie in value.split(b";") if b"\\" not in cookie)
+    return name, value
 
 
 async def handle_unexpected(request: Request, error: Exception) -> Response:

@@ -113,6 +113,8 @@ class TestCookies:
             headers = [("Cookie", "one=1"), ("X-Other", "y"), ("Cookie", 'two="\\2"')]
             expected = {"cookies": {"one": "1"}, "one": "1", "x": "y"}
             assert (await client.get("/cookies", headers=headers)).json() == expected
+            headers = [("X-Other", "y"), ("Cookie", 'two="\\054"; one=1;three="\\""')]
+            assert (await client.get("/cookies", headers=headers)).json() == expected
 
 
 class TestHead:
