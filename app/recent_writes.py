@@ -9,14 +9,15 @@ from typing import Any
 
 COOKIE = b"recent_write=1"
 SET_COOKIE = "recent_write_cookie"  # the key in the state of a request
+SAFE_METHODS = {"GET", "HEAD"}
 
 # What a client without cookies can send, and a browser does when a page is reloaded.
 NO_CACHE = re.compile(rb"(^|[\s,])(no-cache|max-age=0)($|[\s,])", re.IGNORECASE)
 
 
-def may_be_stale(scope: MutableMapping[str, Any]) -> bool:
+def may_read_replica(scope: MutableMapping[str, Any]) -> bool:
     """Tell whether a request may be answered from a replica."""
-    if scope.get("method") not in {"GET", "HEAD"}:
+    if scope.get("method") not in SAFE_METHODS:
         return False
     return not any(
         (name == b"cookie" and COOKIE in value) or (name == b"cache-control" and NO_CACHE.search(value))
@@ -24,7 +25,7 @@ def may_be_stale(scope: MutableMapping[str, Any]) -> bool:
     )
 
 
-def note_write(scope: MutableMapping[str, Any], max_lag: int) -> None:
+def set_recent_write_cookie(scope: MutableMapping[str, Any], max_lag: int) -> None:
     """Let the response to a request set the cookie.
 
     Args:

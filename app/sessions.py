@@ -15,7 +15,7 @@ from app.database import Database
 from app.drivers import before_response
 from app.pool import ConnectionPool
 from app.pooled_session import RequestSession
-from app.recent_writes import may_be_stale, note_write
+from app.recent_writes import SAFE_METHODS, may_read_replica, set_recent_write_cookie
 from app.replication import Heartbeat, Replica
 from app.schema import Schema, SchemaUnavailableError
 from app.slots import PoolUnavailableError
@@ -83,7 +83,7 @@ class SessionMaker:
     def reads_of(self, scope: MutableMapping[str, Any]) -> ConnectionPool:
         """Return the pool that a request reads from, by its scope."""
         replica = self.replica
-        return replica.pool if replica and replica.is_usable and may_be_stale(scope) else self.reads
+        return replica.pool if replica and replica.is_usable and may_read_replica(scope) else self.reads
 
     async def check(self) -> None:
         """Raise if requests can't be served, not even those that a replica answers.
@@ -164,10 +164,15 @@ def create_session(
 async def get_sessionmaker(connection: HTTPConnection) -> SessionMaker:
     """Return what opens sessions that outlive the request: in background tasks, WebSockets and streams.
 
+    With another method than GET and HEAD the request is expected to write.
+
     Raises:
         RuntimeError: the app's lifespan has not started.
     """
-    return _sessionmaker_of(connection.app)
+    sessionmaker = _sessionmaker_of(connection.app)
+    if sessionmaker.replica and connection.scope.get("method") not in SAFE_METHODS:
+        set_recent_write_cookie(connection.scope, sessionmaker.replica.max_lag)
+    return sessionmaker
 
 
 def _sessionmaker_of(app: FastAPI) -> SessionMaker:
@@ -207,7 +212,7 @@ def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = 
     sessionmaker = _sessionmaker_of(connection.app)
     session: RequestSession | None = connection.scope.get(REQUEST_SESSION)
     if sessionmaker.replica and not read:
-        note_write(connection.scope, sessionmaker.replica.max_lag)
+        set_recent_write_cookie(connection.scope, sessionmaker.replica.max_lag)
     if session is None:
         pool = sessionmaker.reads_of(connection.scope) if read else sessionmaker.writes
         session = create_session(pool, autocommit=autocommit, read=read)

@@ -12,7 +12,7 @@ from sqlmodel import select
 
 from app.heroes.models import Hero
 from app.main import create_app
-from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionDep
+from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionDep, SessionMakerDep
 from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
@@ -38,6 +38,14 @@ async def read_and_write(_: ReadSessionDep, session: SessionDep) -> None:
 @router.get("/autocommits")
 async def autocommit(session: AutocommitSessionDep) -> None:
     await session.exec(select(Hero))
+
+
+@router.post("/opens-sessions")
+@router.get("/opens-sessions")
+async def open_session(sessionmaker: SessionMakerDep) -> None:
+    async with sessionmaker() as session:
+        session.add(Hero(name="Deadpond", secret_name="Dive Wilson"))
+        await session.commit()
 
 
 def replicated_app(url: URL) -> FastAPI:
@@ -73,6 +81,15 @@ async def test_a_write_that_fails_sets_the_cookie_because_it_may_have_been_commi
 async def test_a_get_sets_the_cookie_if_its_session_can_write(postgres_url: URL, path: str, cookie: str | None) -> None:
     async with serving(postgres_url) as client:
         response = await client.get(path)
+        assert (response.status_code, response.headers.get("Set-Cookie")) == (200, cookie)
+
+
+@pytest.mark.parametrize(("method", "cookie"), [("POST", COOKIE), ("GET", None)])
+async def test_an_unsafe_method_that_opens_sessions_sets_the_cookie(
+    postgres_url: URL, method: str, cookie: str | None
+) -> None:
+    async with serving(postgres_url) as client:
+        response = await client.request(method, "/opens-sessions")
         assert (response.status_code, response.headers.get("Set-Cookie")) == (200, cookie)
 
 
