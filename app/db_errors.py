@@ -78,5 +78,5 @@ def is_too_many_connections(error: BaseException | None) -> bool:
 
 
 def may_succeed_elsewhere(error: DBAPIError) -> bool:
-    """Tell whether another server may answer a statement: not if it has only taken too long."""
-    return classify(error) is Refusal.UNAVAILABLE and code_of(error.orig) != "57014"
+    """Tell whether another server may answer a statement: not one that took too long, nor a write."""
+    return classify(error) is Refusal.UNAVAILABLE and code_of(error.orig) not in {"57014", "25006"}

@@ -1,5 +1,6 @@
 """A replica that is read from, as long as it is there and not too far behind. `make test-replication`."""
 
+import asyncio
 import signal
 import time
 from collections.abc import Iterator
@@ -7,12 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, UpdateBase, insert
 
+from app.heroes.models import Hero
+from app.heroes.queries import HEROES
+from app.main import create_app
+from app.sessions import ReadSessionDep
+from app.settings import Settings
 from tests.support.alembic_commands import migrate
+from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.load import running_load
-from tests.support.polling import wait_until
+from tests.support.polling import wait_until, wait_until_async
 from tests.support.processes import TIMEOUT
 from tests.support.replicated import MAX_LAG, client_of, reads_from, send, serving
 from tests.support.replication import Pair, running_pair
@@ -62,8 +69,9 @@ def test_a_safe_request_reads_from_the_replica_alone(pair: Pair, service: Servic
         ("GET", "/heroes/", {"headers": {"Cache-Control": "no-cache"}}),
         ("GET", "/heroes/", {"headers": {"Cache-Control": "no-transform, Max-Age=0"}}),
         ("GET", "/heroes/", {"headers": {"Cookie": "other=2; recent_write=1"}}),
+        ("GET", "/heroes/", {"headers": {"Cookie": 'other="1\\0542"; recent_write=1'}}),
     ],
-    ids=["post", "patch", "delete", "export", "no-cache", "max-age", "cookie"],
+    ids=["post", "patch", "delete", "export", "no-cache", "max-age", "cookie", "cookie-beside-a-backslash"],
 )
 def test_every_other_request_goes_to_the_primary_alone(
     pair: Pair, service: Service, method: str, path: str, options: dict[str, Any]
@@ -128,6 +136,25 @@ def test_a_read_that_the_replica_cancels_is_answered_by_the_primary(pair: Pair, 
     finally:
         execute(pair.primary.url, "DELETE FROM hero WHERE name = 'x'")
     assert load.statuses() == {200}
+
+
+@pytest.mark.parametrize("statement", [insert(Hero), insert(HEROES)], ids=["orm", "core"])
+async def test_a_write_that_the_replica_refuses_is_503_and_not_repeated_on_the_primary(
+    pair: Pair, statement: UpdateBase
+) -> None:
+    app = create_app(Settings(database_url=pair.primary.url, database_replica_url=pair.standby.url))
+
+    @app.get("/writes")
+    async def write_by_a_read_session(session: ReadSessionDep) -> None:
+        await session.exec(statement, params={"name": "misplaced", "secret_name": "x"})
+
+    async with running(app) as client:
+
+        async def is_refused() -> bool:
+            return (await client.get("/writes")).status_code == 503
+
+        await wait_until_async(is_refused)  # the primary answers until the first heartbeats have
+    await asyncio.to_thread(execute, pair.primary.url, "DELETE FROM hero WHERE name = 'misplaced'")
 
 
 def test_a_replica_that_is_missing_at_the_start_is_read_from_when_it_is_there(pair: Pair, tmp_path: Path) -> None:
