@@ -102,12 +102,13 @@ def refuse_other_revision(connection: Connection) -> None:
     Raises:
         CommandError: it is at another revision.
     """
-    current, head = read_revisions(connection), ScriptDirectory.from_config(Config(ALEMBIC_INI)).get_current_head()
+    script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+    current, head = read_revisions(connection), script.get_current_head()
+    found = f"The database is at revision {', '.join(sorted(current)) or 'none'}"
+    if not current <= {revision.revision for revision in script.walk_revisions()}:
+        raise CommandError(f"{found}, which this release does not know: run this command in the release that does.")
     if current != {head}:
-        raise CommandError(
-            f"The database is at revision {', '.join(sorted(current)) or 'none'}, not {head}: run 'alembic upgrade"
-            " head' first."
-        )
+        raise CommandError(f"{found}, not {head}: run 'alembic upgrade head' first.")
 
 
 def read_distribution(connection: Connection) -> Mapping[str, str]:

@@ -9,6 +9,7 @@ from migrations.distribute import distributed_tables
 from tests.support.alembic_commands import HEAD, migrate
 from tests.support.databases import Databases
 from tests.support.processes import free_port, render_url, run
+from tests.support.sql import execute
 
 
 def refusal(url: URL | str) -> str:
@@ -36,6 +37,14 @@ def test_a_schema_that_is_not_at_head_is_refused(postgres_databases: Databases) 
     migrate(url, "0001")
     assert refusal(url) == f"The database is at revision 0001, {remedy}"
     postgres_databases.drop(url)
+
+
+def test_a_schema_of_a_newer_release_is_refused(postgres_url: URL) -> None:
+    execute(postgres_url, "UPDATE alembic_version SET version_num = '9999'")
+    assert refusal(postgres_url) == (
+        "The database is at revision 9999, which this release does not know: run this command in the release that"
+        " does.\n"
+    )
 
 
 def test_a_database_that_does_not_answer_is_reported_without_its_password() -> None:
