@@ -48,7 +48,7 @@ run: install ## Migrate the database (DATABASE_URL, default database.db) and ser
 status: install ## Show the current revision, the pending ones, and what they lock
 	@$(BIN)/python -m migrations.status
 
-distribute: install ## Let Citus distribute the tables of a migrated database (DATABASE_URL) over its workers
+distribute: install ## Let Citus distribute the tables of a migrated database over its workers (MIGRATION_DATABASE_URL, or DATABASE_URL)
 	@$(BIN)/python -m migrations.distribute
 
 test: install ## Run the tests, on SQLite and on a Postgres that they start
