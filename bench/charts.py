@@ -10,10 +10,11 @@ from matplotlib.figure import Figure
 from bench.load import OPERATIONS
 from bench.results import CONNECTIONS, FEWER_CONNECTIONS, Results, cpu
 from bench.servers import OURS
-from bench.tables import BASELINES
+from bench.tables import BASELINES, TITLES
 
 if TYPE_CHECKING:
     from bench.overload import Curve
+    from bench.scale import Results as Scales
 
 mpl.rcParams |= {"svg.hashsalt": "heroes", "svg.fonttype": "path", "font.size": 11}
 
@@ -27,6 +28,7 @@ COLOURS = {
     "async_port": "#0072b2",
     "tutorial": "#333333",
 }
+TARGET = 1.3  # for the latency on a large table, relative to a small one
 WIDTH = 0.12  # of a bar; operations are 1 apart
 
 
@@ -96,6 +98,25 @@ def plot_overload(by_database: "Curve", by_cpu: "Curve", path: Path) -> None:
         for axes in (rates, latencies):
             axes.set_xlim(left=0)
             axes.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_scale(results: "Scales", path: Path) -> None:
+    """Plot the latency of each operation on the large table relative to the small one, on each database."""
+    rows = max(len(result.latencies) for result in results.values())
+    figure = Figure(figsize=(11, 1.5 + rows * 0.28), layout="constrained")
+    for axes, (name, result) in zip(figure.subplots(1, len(results), squeeze=False)[0], results.items(), strict=True):
+        operations = list(result.latencies)[::-1]  # from the bottom up
+        ratios = [[many / few for few, many in zip(*result.latencies[each], strict=True)] for each in operations]
+        for percentile, values in enumerate(zip(*ratios, strict=True)):
+            colour, label = (COLOURS[OURS], "median") if percentile == 0 else (COLOURS["async_port"], "p99")
+            axes.scatter(values, operations, color=colour, label=label, zorder=2)
+        axes.axvline(1, color="#aaaaaa", linewidth=1, zorder=0)
+        axes.axvline(TARGET, color="#aaaaaa", linewidth=1, linestyle="--", zorder=0)
+        axes.set_xlim(left=0)
+        axes.set_xlabel(f"with {result.heroes:,} heroes, relative to {result.few:,}")
+        axes.set_title(TITLES[name])
+        axes.legend(frameon=False)
     save(figure, path)
 
 

@@ -48,8 +48,16 @@ class Database:
 
     def reset(self) -> None:
         """Restore heroes 1 to `HEROES`, one in ten without an age, and do the maintenance that would run later."""
+        self._execute(*EMPTY[self._dialect], FILL)
+        self.maintain()
+
+    def maintain(self) -> None:
+        """Do the maintenance that would run later."""
+        self._execute(MAINTENANCE[self._dialect])
+
+    def _execute(self, *statements: str) -> None:
         with self._engine.connect() as connection:
-            for statement in (*EMPTY[self._dialect], FILL, MAINTENANCE[self._dialect]):
+            for statement in statements:
                 connection.execute(text(statement))
 
 
