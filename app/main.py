@@ -90,6 +90,7 @@ def create_app(settings: Settings) -> FastAPI:
                 await stack.enter_async_context(sessionmaker.watch_servers())
                 if sessionmaker.schema.is_current and not settings.database_pooler:  # the start does not wait for it
                     capacity = asyncio.create_task(sessionmaker.check_capacity(SERVICE), name="capacity")
+                    stack.push_async_callback(asyncio.wait, {capacity})
                     stack.callback(capacity.cancel)
             app.state.sessionmaker = sessionmaker
             with handle_signals(app, settings.shutdown_delay):

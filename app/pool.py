@@ -4,6 +4,7 @@ SQLAlchemy's own pool is not fair: a waiter that loses a race goes to the back o
 """
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import asynccontextmanager, suppress
 from typing import Any
@@ -59,6 +60,7 @@ class ConnectionPool:
         self._idle: list[PooledConnection] = []
         self._in_use: set[PooledConnection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
+        self.released_at = time.monotonic()  # when the last connection was given back clean
         self._closed = False
         self._schema = schema
         event.listen(engine.sync_engine, "handle_error", self._close_idle_after)
@@ -113,6 +115,7 @@ class ConnectionPool:
         """Give a connection back. One that is broken, or not clean, is closed, and replaced when it is needed."""
         self._in_use.remove(pooled)
         if pooled.is_clean:
+            self.released_at = time.monotonic()
             self._idle.append(pooled)
             self._slots.give_back(moved=True)
         else:
@@ -136,12 +139,13 @@ class ConnectionPool:
             self._close_idle()
             await asyncio.wait(self._tasks)
 
-    def give_up(self) -> None:
-        """Close every connection now. What runs on one fails, as if the server had closed it, and what waits too."""
-        self._slots.refuse_all(PoolTerminatedError("The database does not answer."))
-        for pooled in self._in_use:
-            pooled.driver.terminate()
-        self._close_idle()
+    def terminate(self, *, opened_before: float) -> None:
+        """Close older connections now, also those in use. Those who wait use the fallback, if there is one."""
+        if self.fallback:
+            self._slots.refuse_all(PoolTerminatedError("The database does not answer."))
+        for pooled in self._in_use | {*self._idle}:
+            if pooled.opened_at < opened_before:
+                pooled.driver.terminate()
 
     def check_queue(self) -> None:
         """Raise `PoolUnavailableError` if so many requests wait that one more is refused."""

@@ -1,8 +1,9 @@
 """Pooled connections: kept open, and clean when a request gets them."""
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
@@ -28,6 +29,7 @@ class PooledConnection:
     autocommit: bool | None = None
     expired: bool = False  # whether it is to be closed when it is given back
     streamed: bool = False  # whether a result that is read while it is iterated may still read from it
+    opened_at: float = field(default_factory=time.monotonic)
 
     def prepare(self, *, autocommit: bool) -> Connection:
         """Set the isolation level for a transaction of a session, and return the synchronous half."""

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Annotated, Any, Self
 
 from alembic.script import ScriptDirectory
@@ -63,22 +63,30 @@ class SessionMaker:
         self.writes = ConnectionPool(database.writes, size=writing, **limits) if writing else self.reads
         self._streams = ConnectionPool(database.reads, size=1, **limits)
         self._pools = {self.reads, self.writes, self._streams, self._probes}
-        self._is_watched = database.replica is not None or database.has_several_hosts
-        self._size = sum(pool.size for pool in self._pools) + self._is_watched
+        is_watched = database.replica is not None or database.has_several_hosts
+        self._size = sum(pool.size for pool in self._pools) + is_watched
+        self._heartbeats: list[Heartbeat] = []
         self.replica: Replica | None = None
         if database.replica is not None:
             pool = ConnectionPool(database.replica, size=pool_size, fallback=self.reads, **limits)
-            self.replica = Replica(pool, self.schema, max_lag)
+            self.replica = Replica(pool, self.writes, self.schema, max_lag)
+            watching = ConnectionPool(database.replica, size=1, queue_size=0, queue_timeout=queue_timeout)
+            self._heartbeats.append(Heartbeat("replica", watching, {pool}, self.replica.on_replica_heartbeat))
+        if is_watched:
+            watching = ConnectionPool(database.writes, size=1, queue_size=0, queue_timeout=queue_timeout)
+            on_heartbeat = self.replica.on_primary_heartbeat if self.replica else None
+            self._heartbeats.append(Heartbeat("primary", watching, self._pools, on_heartbeat))
 
     async def __aenter__(self) -> Self:
         """Enter the block."""
         return self
 
     async def __aexit__(self, *_: object) -> None:
-        """Close the pools."""
-        async with AsyncExitStack() as stack:
-            for pool in self._pools | ({self.replica.pool} if self.replica else set()):
-                stack.push_async_callback(pool.close)
+        """Close the pools concurrently: each may have to wait for a server that hangs."""
+        pools = [*self._pools, *(heartbeat.pool for heartbeat in self._heartbeats)]
+        if self.replica:
+            pools.append(self.replica.pool)
+        await asyncio.gather(*(pool.close() for pool in pools))
 
     def reads_of(self, scope: MutableMapping[str, Any]) -> ConnectionPool:
         """Return the pool that a request reads from, by its scope."""
@@ -101,15 +109,13 @@ class SessionMaker:
     @asynccontextmanager
     async def watch_servers(self) -> AsyncIterator[None]:
         """For a block, watch a primary that can move to another host, and a replica, if there are any."""
-        replica = self.replica
-        async with AsyncExitStack() as stack:
-            if self._is_watched:
-                note = replica.note_primary if replica else None
-                await stack.enter_async_context(Heartbeat("primary", self.database.writes, self._pools, note))
-            if replica:
-                watched = Heartbeat("replica", replica.pool.engine, {replica.pool}, replica.note_replica)
-                await stack.enter_async_context(watched)
+        tasks = [asyncio.create_task(heartbeat.run()) for heartbeat in self._heartbeats]
+        try:
             yield
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def check_capacity(self, service: str) -> None:
         """Log a warning if the connections of all processes of a service can exceed a limit of Postgres."""

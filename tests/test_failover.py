@@ -1,16 +1,23 @@
 """A primary fails, and its standby is promoted. `make test-replication`."""
 
+import asyncio
 import json
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL
+from sqlalchemy import URL, func
+from sqlalchemy.exc import SQLAlchemyError
+from sqlmodel import select
 
+from app.main import open_sessionmaker
+from app.schema import SchemaUnavailableError
+from app.settings import Settings
 from tests.support.load import running_load
-from tests.support.polling import wait_until
+from tests.support.polling import wait_until, wait_until_async
 from tests.support.replicated import reads_from, send, serving
-from tests.support.replication import running_pair
+from tests.support.replication import Pair, running_pair
 
 pytestmark = pytest.mark.replication
 
@@ -20,6 +27,41 @@ FULL_SERVICE = 5  # seconds after a promotion, within which everything is served
 @pytest.fixture(scope="module", autouse=True)
 def _binaries(postgres: URL) -> None:
     """Let the package of Postgres prepare its binaries and their user, which it does for its first server."""
+
+
+@pytest.fixture
+def pair() -> Iterator[Pair]:
+    """A primary and an asynchronous standby."""
+    with running_pair(synchronous=False) as pair:
+        yield pair
+
+
+async def test_a_statement_that_the_new_server_has_begun_is_not_terminated(
+    pair: Pair, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "app.replication")
+    async with (
+        open_sessionmaker(Settings(database_url=pair.url)) as sessionmaker,
+        sessionmaker.watch_servers(),
+        sessionmaker() as session,
+    ):
+
+        async def connects() -> bool:
+            try:
+                await session.connection()
+            except (SchemaUnavailableError, SQLAlchemyError):
+                await session.rollback()
+                return False
+            return True
+
+        await wait_until_async(connects)
+        await session.rollback()
+        pair.primary.kill()
+        await asyncio.to_thread(pair.primary.start)
+        await wait_until_async(connects)
+        assert "It was restarted" not in caplog.text  # yet
+        await session.exec(select(func.pg_sleep(3)))
+        assert "It was restarted" in caplog.text
 
 
 @pytest.mark.parametrize("failure", ["kill", "freeze"])

@@ -4,6 +4,7 @@ import asyncio
 import gc
 import itertools
 import secrets
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from random import Random
@@ -299,6 +300,21 @@ class TestConnections:
                 await sleeping
             assert await run(pool, COUNT) == 0
             assert pool.free == 1
+
+    async def test_only_connections_older_than_a_change_of_server_are_terminated(
+        self, postgres: URL, postgres_url: URL
+    ) -> None:
+        async with open_pool(postgres_url, size=2) as pool:
+            old = await start(pool, "SELECT pg_sleep(20)")
+            await wait_until_asleep(postgres, postgres_url)
+            changed_at = time.monotonic()
+            async with acquired(pool) as new:
+                waiter = await start(pool)
+                pool.terminate(opened_before=changed_at)
+                with pytest.raises(SQLAlchemyError):
+                    await old
+                assert await waiter == 0
+                assert await execute(new, COUNT) == 0
 
     async def test_a_failed_connect_costs_no_slot(self, postgres_url: URL) -> None:
         async with open_pool(postgres_url.set(database="nowhere")) as pool:

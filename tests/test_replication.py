@@ -5,8 +5,9 @@ import signal
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+import psutil
 import pytest
 from sqlalchemy import URL, UpdateBase, insert
 
@@ -115,6 +116,24 @@ def test_when_the_replica_fails_under_load_every_request_succeeds(pair: Pair, fa
     assert load.statuses() == {200}
     assert max(seen.seconds for seen in load.reads) < LONGEST_READ
     assert service.log.read_text().count("The replica does not answer.") == 1
+
+
+@pytest.mark.parametrize("name", ["primary", "standby"])
+def test_a_server_that_answers_on_a_new_connection_is_not_silent(pair: Pair, service: Service, name: str) -> None:
+    node = getattr(pair, name)
+    heartbeats = (
+        "SELECT max(pid) FROM pg_stat_activity WHERE query LIKE '%pg_postmaster_start%' AND pid <> pg_backend_pid()"
+        " AND pid <> {}"
+    )
+    wait_until(lambda: reads_from(pair.standby, service))
+    before = service.log.read_text().count("does not answer")
+    backend = psutil.Process(cast(int, execute_autocommit(node.url, heartbeats.format(0))))
+    backend.suspend()
+    try:
+        wait_until(lambda: execute_autocommit(node.url, heartbeats.format(backend.pid)))
+    finally:
+        backend.resume()
+    assert service.log.read_text().count("does not answer") == before
 
 
 def test_a_read_that_the_replica_cancels_is_answered_by_the_primary(pair: Pair, service: Service) -> None:
