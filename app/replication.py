@@ -20,7 +20,7 @@ from app.slots import PoolUnavailableError
 log = logging.getLogger(__name__)
 
 INTERVAL = 0.5  # seconds between two heartbeats
-ANSWER_TIME = 1.0  # seconds that a server has to answer one
+ANSWER_TIME = 0.75  # seconds that a server has to answer one, and again on a new connection
 SAMPLES = 1000  # positions of the primary that are remembered: more than the longest allowed lag has
 
 # When a server started, which no two servers have in common, and how much of the write-ahead log it has written or
