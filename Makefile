@@ -111,6 +111,7 @@ types: install ## Check types
 
 drift: install ## Compare the models with the migrations, on a new database
 	@folder=$$(mktemp -d) && trap 'rm -r "$$folder"' EXIT && export DATABASE_URL="sqlite:///$$folder/drift.db" && \
+	unset DATABASE_POOLER DATABASE_REPLICA_URL MIGRATION_DATABASE_URL && \
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check
 
 format: install ## Fix and format the code

@@ -43,7 +43,8 @@ class Settings(BaseSettings):
     )
     database_pooler: Literal["transaction"] | None = Field(
         default=None,
-        description="`transaction`: `DATABASE_URL` leads to a pooler in that mode, such as PgBouncer.",
+        description="`transaction`: `DATABASE_URL` leads to a pooler in that mode, such as PgBouncer. The connections"
+        " to the replica are used in the same way.",
     )
     database_replica_url: Annotated[URL | None, NoDecode, BeforeValidator(parse_url)] = Field(
         default=None,
@@ -59,7 +60,7 @@ class Settings(BaseSettings):
     migration_database_url: Annotated[URL | None, NoDecode, BeforeValidator(parse_url)] = Field(
         default=None,
         validate_default=False,
-        description="The database for `alembic`, if `DATABASE_URL` leads to a pooler.",
+        description="The database for `alembic`, instead of `DATABASE_URL`: the server itself, if that is a pooler's.",
     )
     pool_size: int = Field(
         default=10,
@@ -124,6 +125,31 @@ class Settings(BaseSettings):
             raise ValueError("only a Postgres server has a replica: SQLite has none")
         if url and len(split_hosts(url.difference_update_query(["target_session_attrs"]))) > 1:
             raise ValueError("name one host: what is known of one replica does not hold for another")
+        return url
+
+    @field_validator("database_pooler")
+    @classmethod
+    def check_pooler(cls, pooler: str | None, info: ValidationInfo) -> str | None:
+        """Refuse a pooler in front of SQLite.
+
+        Raises:
+            ValueError: the database is SQLite.
+        """
+        url = info.data.get("database_url")
+        if pooler and url and is_sqlite(url):
+            raise ValueError("only a Postgres server is behind a pooler: DATABASE_URL is SQLite")
+        return pooler
+
+    @field_validator("migration_database_url")
+    @classmethod
+    def check_migration_url(cls, url: URL | None, info: ValidationInfo) -> URL | None:
+        """Refuse a database of another kind than that of the service.
+
+        Raises:
+            ValueError: one is SQLite, the other Postgres.
+        """
+        if url and is_sqlite(url) is not is_sqlite(info.data.get("database_url", url)):
+            raise ValueError("name the database of DATABASE_URL: one of them is SQLite")
         return url
 
     @classmethod

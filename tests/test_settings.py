@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from tests.support.processes import ROOT, run
+from tests.support.processes import BIN, ROOT, run
 
 COMMANDS = {
     "uvicorn": ("uvicorn", "app.main:app"),
@@ -62,3 +62,44 @@ def test_a_replica_is_one_postgres_server(
     monkeypatch.setenv("DATABASE_REPLICA_URL", replica_url)
     with pytest.raises(SystemExit, match=f"^DATABASE_REPLICA_URL: {sentence}.$"):
         Settings.from_environment()
+
+
+@pytest.mark.parametrize(
+    ("url", "name", "value", "sentence"),
+    [
+        (
+            "sqlite:///database.db",
+            "DATABASE_POOLER",
+            "transaction",
+            "only a Postgres server is behind a pooler: DATABASE_URL is SQLite",
+        ),
+        (
+            "sqlite:///database.db",
+            "MIGRATION_DATABASE_URL",
+            "postgresql://one/heroes",
+            "name the database of DATABASE_URL: one of them is SQLite",
+        ),
+        (
+            "postgresql://one/heroes",
+            "MIGRATION_DATABASE_URL",
+            "sqlite:///database.db",
+            "name the database of DATABASE_URL: one of them is SQLite",
+        ),
+    ],
+)
+def test_settings_that_do_not_fit_the_database_are_refused(
+    monkeypatch: pytest.MonkeyPatch, url: str, name: str, value: str, sentence: str
+) -> None:
+    monkeypatch.setenv("DATABASE_URL", url)
+    monkeypatch.setenv(name, value)
+    with pytest.raises(SystemExit, match=f"^{name}: {sentence}.$"):
+        Settings.from_environment()
+
+
+def test_make_drift_leaves_the_databases_of_the_environment_alone(tmp_path: Path) -> None:
+    database = tmp_path / "database.db"
+    changes = {"MIGRATION_DATABASE_URL": f"sqlite:///{database}", "DATABASE_POOLER": "transaction"}
+    # -o: use the current virtual environment even if it is older than the lock file.
+    result = run("make", "-o", ".venv/installed", f"BIN={BIN}", "drift", changes=changes)
+    assert result.returncode == 0, result.stdout
+    assert not database.exists()
