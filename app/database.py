@@ -16,14 +16,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 
 from app.drivers import SQLiteConnection, retry_stale_statements
 from app.hosts import Hosts
-from app.pooler import (
-    AUTOCOMMIT,
-    STATEMENT_OPTIONS,
-    PoolerConnection,
-    commit_each_statement,
-    connect_to_pooler,
-    connect_to_server,
-)
+from app.pooler import STATEMENT_OPTIONS, PoolerConnection, connect_to_pooler, connect_to_server
 from app.urls import is_sqlite, split_hosts
 
 # aiosqlite logs each statement with its parameters, which nothing else here does.
@@ -46,6 +39,7 @@ WAL_LIMIT = 64 * 2**20  # bytes that SQLite's write-ahead log keeps: half as muc
 # What separates command line options of Postgres, or escapes it, and how it is escaped.
 SEPARATOR, BACKSLASH = re.compile(r"[\s\\]"), r"\\\g<0>"
 
+AUTOCOMMIT = "autocommit"  # key of `Connection.info`: whether a statement commits by itself
 FAILED = "failed"  # key of `Connection.info`: whether a statement has failed since the last look
 
 
@@ -87,8 +81,7 @@ class Database:
         build = partial(build_engine, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler)
         self.writes = self.reads = build(url, writing)
         if replica_url is not None:
-            if not pooler:
-                replica_url = replica_url.set(query={"target_session_attrs": "standby", **replica_url.query})
+            replica_url = replica_url.set(query={"target_session_attrs": "standby", **replica_url.query})
             self.replica = build(replica_url, reading, connect_timeout=REPLICA_CONNECT_TIMEOUT)
         if is_sqlite(url):
             self.reads = build(url, reading)
@@ -138,12 +131,12 @@ def _postgres_engine(
     parameters.pop("channel_binding", None)
     arguments: dict[str, Any] = {"command_timeout": deadline}
     connect: Callable[..., Awaitable[asyncpg.Connection]] = connect_to_server
+    if len(split_hosts(url)) > 1:
+        parameters.setdefault("target_session_attrs", "primary")
     if pooler:
         arguments |= STATEMENT_OPTIONS
-        connect = partial(connect_to_pooler, session)
+        connect = partial(connect_to_pooler, session, parameters.pop("target_session_attrs", "any"))
     else:
-        if len(split_hosts(url)) > 1:
-            parameters.setdefault("target_session_attrs", "primary")
         # As command line options, because there the last one counts: what the URL says overrides what we say.
         ours = [f"-c {name}={re.sub(SEPARATOR, BACKSLASH, str(value))}" for name, value in session.items()]
         parameters["options"] = " ".join([*ours, parameters.get("options", "")]).strip()
@@ -168,8 +161,31 @@ def _postgres_engine(
         return None
 
     if pooler:
-        commit_each_statement(engine)  # after that, so that it doesn't wait for a connection that is silent
+        _commit_each_statement(engine)  # after that, so that it doesn't wait for a connection that is silent
     return engine
+
+
+def _commit_each_statement(engine: AsyncEngine) -> None:
+    """Let AUTOCOMMIT be a transaction around each statement. One that fails is rolled back."""
+
+    @event.listens_for(engine.sync_engine, "after_cursor_execute")
+    def commit(connection: Connection, *_: object) -> None:
+        if _is_autocommitting(connection):
+            connection.connection.commit()
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def roll_back(error: ExceptionContext) -> None:
+        if error.connection is None or error.is_disconnect or not _is_autocommitting(error.connection):
+            return
+        try:
+            error.connection.connection.rollback()
+        except Exception:  # noqa: BLE001 - whatever the driver raises, the first error is the one to report
+            error.is_disconnect = True
+
+
+def _is_autocommitting(connection: Connection) -> bool:
+    """Tell whether a statement commits by itself: not if the connection was given an isolation level of its own."""
+    return bool(connection.info.get(AUTOCOMMIT)) and "isolation_level" not in connection.get_execution_options()
 
 
 def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:

@@ -1,5 +1,6 @@
 """Hosts: the servers of a URL, of which one accepts."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -7,6 +8,16 @@ import asyncpg
 from sqlalchemy import URL
 
 from app.urls import split_hosts
+
+# After which the next host is asked. PgBouncer reports a server that it can't reach as a violation of the protocol, or
+# asyncpg reports that it was disconnected, depending on when that happens.
+REFUSALS = (
+    OSError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.ConnectionDoesNotExistError,
+    asyncpg.ProtocolViolationError,
+    asyncpg.TargetServerAttributeNotMatched,
+)
 
 
 class Hosts:
@@ -29,8 +40,9 @@ class Hosts:
         for url in [*self._urls]:
             dsn = url.render_as_string(hide_password=False)
             try:
-                connection = await self._connect(dsn, timeout=self._timeout, **options)
-            except (OSError, asyncpg.CannotConnectNowError, asyncpg.TargetServerAttributeNotMatched) as error:
+                async with asyncio.timeout(self._timeout):
+                    connection = await self._connect(dsn, **options)
+            except REFUSALS as error:
                 refusals.append(f"{type(error).__name__}: {error}" if str(error) else "no answer in time")
             else:
                 self._urls.remove(url)

@@ -4,18 +4,12 @@ After each transaction a client may get another connection of the server. So it 
 transaction: no setting, and no prepared statement, because another client may have prepared its own under that name.
 """
 
-import asyncio
 from collections.abc import Mapping
 from typing import Any
 
 import asyncpg
-from sqlalchemy import Connection, event
-from sqlalchemy.engine import ExceptionContext
-from sqlalchemy.ext.asyncio import AsyncEngine
 
 from app.drivers import KeepAliveConnection
-
-AUTOCOMMIT = "autocommit"  # key of `Connection.info`: whether a statement commits by itself
 
 POOLER = (
     "this is a connection pooler, not Postgres itself: set DATABASE_POOLER=transaction for the service, and"
@@ -34,7 +28,18 @@ STATEMENT_OPTIONS: Mapping[str, Any] = {
 }
 
 
-async def connect_to_server(dsn: str, *, timeout: float, **options: Any) -> asyncpg.Connection:  # noqa: ASYNC109 - asyncpg's own
+# What holds for a server in each role that `target_session_attrs` names. With one host a preference changes nothing.
+ROLES: Mapping[object, str] = {
+    "any": "true",
+    "prefer-standby": "true",
+    "primary": "NOT pg_is_in_recovery()",
+    "read-only": "current_setting('transaction_read_only') = 'on'",
+    "read-write": "current_setting('transaction_read_only') = 'off'",
+    "standby": "pg_is_in_recovery()",
+}
+
+
+async def connect_to_server(dsn: str, **options: Any) -> asyncpg.Connection:
     """Connect to Postgres itself, with the options of `asyncpg.connect`.
 
     A pooler tells each client a process id of its own invention, because many of them share a process of the server.
@@ -44,16 +49,14 @@ async def connect_to_server(dsn: str, *, timeout: float, **options: Any) -> asyn
         ClientCannotConnectError: it is a pooler.
     """
     try:
-        connection: asyncpg.Connection = await asyncpg.connect(
-            dsn, timeout=timeout, connection_class=KeepAliveConnection, **options
-        )
+        connection: asyncpg.Connection = await asyncpg.connect(dsn, connection_class=KeepAliveConnection, **options)
     except asyncpg.ProtocolViolationError as error:
         if "startup parameter" in str(error):  # PgBouncer does not take `options`, unless it is told to ignore them
             raise asyncpg.ClientCannotConnectError(POOLER) from error
         raise
     try:
         is_same = f"SELECT 1 WHERE pg_backend_pid() = {connection.get_server_pid()}"
-        status = await connection.execute(is_same, timeout=timeout)
+        status = await connection.execute(is_same)
     except BaseException:
         connection.terminate()
         raise
@@ -81,54 +84,48 @@ class PoolerConnection(KeepAliveConnection):
         Raises:
             InterfaceError: no transaction is open.
         """
-        if not self.is_in_transaction():
-            raise asyncpg.InterfaceError(NO_TRANSACTION)
+        self._ensure_transaction()
         return await super().prepare(query, **options)
 
+    async def executemany(self, command: str, args: Any, **options: Any) -> None:
+        """Execute a statement for each of the arguments, in this transaction.
 
-async def connect_to_pooler(
-    limits: Mapping[str, object],
-    dsn: str,
-    *,
-    timeout: float,  # noqa: ASYNC109 - asyncpg's own
-    **options: Any,
-) -> PoolerConnection:
-    """Connect to a pooler, with the options of `asyncpg.connect` and the limits of each transaction.
+        Raises:
+            InterfaceError: no transaction is open.
+        """
+        self._ensure_transaction()
+        await super().executemany(command, args, **options)
+
+    def _ensure_transaction(self) -> None:
+        if not self.is_in_transaction():
+            raise asyncpg.InterfaceError(NO_TRANSACTION)
+
+
+async def connect_to_pooler(limits: Mapping[str, object], role: object, dsn: str, **options: Any) -> PoolerConnection:
+    """Connect to a pooler in front of a server in a role, with the options of `asyncpg.connect`.
+
+    asyncpg would ask for the role outside of a transaction, with a statement that it has prepared.
+
+    Args:
+        limits: the settings of each transaction.
+        role: a value of `target_session_attrs`.
+        dsn: the URL, without that parameter.
+        options: of `asyncpg.connect`.
 
     Raises:
         PostgresError: no transaction can be begun, as in PgBouncer's statement mode.
+        TargetServerAttributeNotMatched: the server has another role.
     """
-    connection: PoolerConnection = await asyncpg.connect(
-        dsn, timeout=timeout, connection_class=PoolerConnection, **options
-    )
+    connection: PoolerConnection = await asyncpg.connect(dsn, connection_class=PoolerConnection, **options)
     connection.set_limits = "".join(f" SET LOCAL {name} = {value};" for name, value in limits.items())
     try:
-        async with asyncio.timeout(timeout), connection.transaction():
-            pass
+        await connection.execute("BEGIN;")
+        status = await connection.execute(f"SELECT 1 WHERE {ROLES[role]}")
+        await connection.execute("COMMIT")
     except BaseException:
         connection.terminate()
         raise
+    if status != "SELECT 1":
+        connection.terminate()
+        raise asyncpg.TargetServerAttributeNotMatched(f"the server behind the pooler is not {role}")
     return connection
-
-
-def commit_each_statement(engine: AsyncEngine) -> None:
-    """Let AUTOCOMMIT be a transaction around each statement. One that fails is rolled back."""
-
-    @event.listens_for(engine.sync_engine, "after_cursor_execute")
-    def commit(connection: Connection, *_: object) -> None:
-        if is_autocommitting(connection):
-            connection.connection.commit()
-
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def roll_back(error: ExceptionContext) -> None:
-        if error.connection is None or error.is_disconnect or not is_autocommitting(error.connection):
-            return
-        try:
-            error.connection.connection.rollback()
-        except Exception:  # noqa: BLE001 - whatever the driver raises, the first error is the one to report
-            error.is_disconnect = True
-
-
-def is_autocommitting(connection: Connection) -> bool:
-    """Tell whether a statement commits by itself: not if the connection was given an isolation level of its own."""
-    return bool(connection.info.get(AUTOCOMMIT)) and "isolation_level" not in connection.get_execution_options()

@@ -1,6 +1,7 @@
 """A URL of several hosts: the first that accepts is used, and asked first from then on."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack
 
 import asyncpg
@@ -15,11 +16,11 @@ from tests.support.relay import Relay, relay
 TIMEOUT = 5.0  # seconds, for all hosts together
 
 
-def hosts(url: URL, *ports: int) -> Hosts:
+def hosts(url: URL, *ports: int, connect: Callable[..., Awaitable[asyncpg.Connection]] = connect_to_server) -> Hosts:
     """Return the hosts of a URL of these ports."""
     query = {"host": ",".join("127.0.0.1" for _ in ports), "port": ",".join(map(str, ports))}
     named = URL.create("postgresql", url.username, url.password, database=url.database, query=query)
-    return Hosts(named, connect_to_server, TIMEOUT)
+    return Hosts(named, connect, TIMEOUT)
 
 
 @pytest.fixture
@@ -45,6 +46,27 @@ async def test_a_host_that_hangs_has_its_share_of_the_time(relays: tuple[Relay, 
     hanging, other = relays
     hanging.silence(new_too=True)
     await connect(hosts(postgres, hanging.port, other.port))
+    assert other.accepted == 1
+
+
+async def test_a_host_that_hangs_after_the_handshake_has_the_same_share(
+    relays: tuple[Relay, Relay], postgres: URL
+) -> None:
+    hanging, other = relays
+
+    async def connect_and_query(dsn: str) -> asyncpg.Connection:
+        connection = await asyncpg.connect(dsn)
+        hanging.silence()
+        try:
+            await connection.execute("SELECT 1")
+        except BaseException:
+            connection.terminate()
+            raise
+        return connection
+
+    async with asyncio.timeout(TIMEOUT * 2):
+        await connect(hosts(postgres, hanging.port, other.port, connect=connect_and_query))
+    assert hanging.withheld
     assert other.accepted == 1
 
 

@@ -29,6 +29,7 @@ from tests.support.heroes import DEADPOND
 from tests.support.pgbouncer import pgbouncer
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT, free_port, render_url, run
+from tests.support.replication import Pair, running_pair
 from tests.support.service import running_service
 from tests.support.sql import execute, fetch_value, run_in_transaction
 
@@ -66,6 +67,14 @@ async def sessionmaker(pooled_url: URL) -> AsyncIterator[SessionMaker]:
     """What opens sessions behind PgBouncer."""
     async with open_sessionmaker(Settings(database_url=pooled_url, database_pooler="transaction")) as sessionmaker:
         yield sessionmaker
+
+
+@pytest.fixture
+def pair(postgres: URL) -> Iterator[Pair]:
+    """A primary and its standby."""
+    assert postgres  # the package of Postgres prepares its binaries for its first server
+    with running_pair(synchronous=False) as pair:
+        yield pair
 
 
 async def connect(url: URL) -> asyncpg.Connection:
@@ -267,13 +276,38 @@ class TestRefusal:
         assert "unsupported startup parameter" in caplog.text
         assert POOLER not in caplog.text
 
-    async def test_autocommit_of_the_driver_is_refused(self, sessionmaker: SessionMaker) -> None:
+    @pytest.mark.parametrize("heroes", [DEADPOND, [DEADPOND, DEADPOND]], ids=["execute", "executemany"])
+    async def test_autocommit_of_the_driver_is_refused(self, sessionmaker: SessionMaker, heroes: Any) -> None:
+        insert = text("INSERT INTO hero (name, secret_name) VALUES (:name, :secret_name)")
         async with sessionmaker() as session:
             connection = await session.connection(execution_options={"isolation_level": "AUTOCOMMIT"})
             with pytest.raises(DBAPIError, match=NO_TRANSACTION.replace("'", ".")):
-                await connection.execute(text("SELECT 1"))
+                await connection.execute(insert, heroes)
         async with sessionmaker() as session:
-            assert await (await session.connection()).scalar(text("SELECT 1")) == 1
+            assert await (await session.connection()).scalar(text("SELECT count(*) FROM hero")) == 0
+
+
+async def test_of_several_poolers_the_one_in_front_of_the_primary_is_used(pair: Pair) -> None:
+    with pgbouncer(pair.standby.url) as standby, pgbouncer(pair.primary.url) as primary:
+        async with serving(pair.url.update_query_dict({"port": f"{standby.port},{primary.port}"})) as client:
+
+            async def can_write() -> bool:
+                return (await client.post("/heroes/", json=DEADPOND)).status_code == 200
+
+            assert await can_write()
+            await asyncio.to_thread(pair.wait_for_replay)
+            await asyncio.to_thread(pair.primary.kill)
+            assert not await can_write()
+            await asyncio.to_thread(pair.standby.promote)
+            await wait_until_async(can_write)
+
+
+async def test_a_pooler_in_front_of_a_server_in_another_role_than_asked_for_is_503(
+    pooled_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(pooled_url.update_query_dict({"target_session_attrs": "standby"})) as client:
+        assert (await client.get("/heroes/")).status_code == 503
+    assert "TargetServerAttributeNotMatched" in caplog.text
 
 
 class TestMigrations:
