@@ -78,7 +78,7 @@ test-citus: install ## Run the tests of the contract on a Citus cluster (TEST_CI
 
 test-pooler: install $(PGBOUNCER) ## Run the tests behind PgBouncer, and those of the contract through it
 	$(BIN)/pytest -m pooler
-	DATABASE_POOLER=transaction $(BIN)/pytest $(PARALLEL) -k postgres $(CONTRACT:%=tests/test_%.py)
+	DATABASE_URL=postgresql:/// DATABASE_POOLER=transaction $(BIN)/pytest $(PARALLEL) -k postgres $(CONTRACT:%=tests/test_%.py)
 
 .pgbouncer/usr/sbin/pgbouncer:
 	@mkdir -p .pgbouncer && cd .pgbouncer && \

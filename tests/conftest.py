@@ -16,7 +16,6 @@ from tests.support.app_client import running
 from tests.support.databases import CitusDatabase, Databases
 from tests.support.pgbouncer import pgbouncer
 from tests.support.postgres_server import running_postgres
-from tests.support.processes import render_url
 from tests.support.sql import POOLER
 
 # A cluster that TEST_CITUS_URL names takes the place of both.
@@ -51,8 +50,7 @@ def pooler(postgres: URL) -> Iterator[URL | None]:
     if POOLER is None:
         yield None
         return
-    with pgbouncer(postgres, default_pool_size="20") as url, pytest.MonkeyPatch.context() as environment:
-        environment.setenv("DATABASE_URL", render_url(url))  # a pooler in front of the default, SQLite, is refused
+    with pgbouncer(postgres, default_pool_size="20") as url:
         yield url
 
 
