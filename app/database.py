@@ -156,6 +156,8 @@ def _postgres_engine(
             error.is_disconnect = True  # whatever the server does now, nobody listens any more
             silence = TimeoutError("the database did not answer")
             return OperationalError(error.statement, None, silence, connection_invalidated=True)
+        if isinstance(error.original_exception.__cause__, asyncpg.InternalClientError):
+            error.is_disconnect = True  # what came is not the protocol: so it can be when PgBouncer loses a server
         if error.connection is not None and not error.connection.invalidated:
             error.connection.info[FAILED] = True
         return None
