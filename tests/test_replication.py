@@ -93,7 +93,7 @@ def test_a_client_reads_its_own_write_and_others_see_it_within_the_longest_lag(p
         assert response.status_code == 200
         assert other.get(path).status_code == 200
         assert not reads_from(pair.standby, service, path=path)
-    service.wait_for_log(f"The replica is more than {MAX_LAG} s behind.")
+        service.wait_for_log(f"The replica is more than {MAX_LAG} s behind.")
     wait_until(lambda: reads_from(pair.standby, service, path=path))
     service.wait_for_log("The replica is up to date again.")
 
