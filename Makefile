@@ -77,7 +77,7 @@ test-citus: install ## Run the tests of the contract on a Citus cluster (TEST_CI
 	{ rm -rf ../.nginx; echo "nginx could not be downloaded: install it (Debian: apt-get install nginx)." >&2; exit 1; }
 
 test-pooler: install $(PGBOUNCER) ## Run the tests behind PgBouncer, and those of the contract through it
-	$(BIN)/pytest -m pooler
+	$(BIN)/pytest -m pooler $(PARALLEL)
 	DATABASE_URL=postgresql:/// DATABASE_POOLER=transaction $(BIN)/pytest $(PARALLEL) -k postgres $(CONTRACT:%=tests/test_%.py)
 
 .pgbouncer/usr/sbin/pgbouncer:
