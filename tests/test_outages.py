@@ -12,16 +12,15 @@ from pathlib import Path
 
 import httpx
 import pytest
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL
 
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
-from tests.support.locks import lock_writes
+from tests.support.locks import stored_names
 from tests.support.polling import wait_until, wait_until_async
 from tests.support.postgres_server import PostgresServer, running_postgres
 from tests.support.processes import TIMEOUT
 from tests.support.service import Service, running_service
-from tests.support.sql import run_in_transaction
 
 pytestmark = pytest.mark.chaos
 
@@ -136,17 +135,6 @@ async def load_on(service: Service) -> AsyncIterator[Load]:
             for task in tasks:
                 task.cancel()
             await asyncio.wait(tasks)
-
-
-def stored_names(url: URL) -> list[str]:
-    """List the names of the stored heroes, after the last write has ended."""
-
-    def lock_and_read(connection: Connection) -> list[str]:
-        lock_writes(connection)
-        return list(connection.scalars(text("SELECT name FROM hero")))
-
-    names: list[str] = run_in_transaction(url, lock_and_read)
-    return names
 
 
 async def assert_writes_are_stored_once(load: Load, url: URL) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from sqlalchemy import URL, Connection, text
+from sqlalchemy import URL
 
 from tests.support.heroes import DEADPOND
-from tests.support.locks import lock_writes, write_lock
+from tests.support.locks import stored_names, write_lock
 from tests.support.polling import wait_until
 from tests.support.processes import TIMEOUT
 from tests.support.raw_http import (
@@ -27,7 +27,6 @@ from tests.support.raw_http import (
     wait_for_close,
 )
 from tests.support.service import Service, running_service
-from tests.support.sql import run_in_transaction
 
 # Shells and orchestrators report the exit by SIGTERM as 128 + 15 = 143.
 BOTH_PROCESS_MODELS = pytest.mark.parametrize(
@@ -41,17 +40,6 @@ BOTH_PROCESS_MODELS = pytest.mark.parametrize(
 
 def hero(name: str) -> bytes:
     return json.dumps(DEADPOND | {"name": name}).encode()
-
-
-def stored_names(url: URL) -> list[str]:
-    """List the names of the stored heroes, after the last write has ended."""
-
-    def lock_and_read(connection: Connection) -> list[str]:
-        lock_writes(connection)
-        return sorted(connection.scalars(text("SELECT name FROM hero")))
-
-    names: list[str] = run_in_transaction(url, lock_and_read)
-    return names
 
 
 def read_created_name(connection: socket.socket) -> str | None:

@@ -1,4 +1,4 @@
-"""Hold the lock that every write needs, from another connection."""
+"""Hold the lock that every write needs, from another connection, or wait for it and read."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -7,7 +7,7 @@ from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from sqlalchemy import URL, Connection, text
 
 from app.database import build_engine
-from tests.support.sql import POOLER
+from tests.support.sql import POOLER, run_in_transaction
 
 
 def lock_writes(connection: Connection, table: str = "hero") -> None:
@@ -46,3 +46,14 @@ async def async_row_lock(url: URL) -> AsyncIterator[None]:
         await connection.execute(text("UPDATE hero SET age = age"))
         yield
     await engine.dispose()
+
+
+def stored_names(url: URL) -> list[str]:
+    """List the names of the stored heroes in their order, after the last write has ended."""
+
+    def lock_and_read(connection: Connection) -> list[str]:
+        lock_writes(connection)
+        return sorted(connection.scalars(text("SELECT name FROM hero")))
+
+    names: list[str] = run_in_transaction(url, lock_and_read)
+    return names
