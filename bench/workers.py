@@ -47,6 +47,7 @@ def measure(database: Database, folder: Path, workers: int) -> dict[str, Measure
                 raise RuntimeError(f"{load.errors} of {load.requests} requests failed")
             cost = (server.cpu() - before) * 1e6 / load.requests
             measured[operation] = Measurement(load.throughput, cost)
+            server.wait_until_idle()  # else the last POSTs take ids that the next reset means to give
     return measured
 
 
