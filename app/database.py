@@ -17,6 +17,7 @@ from sqlalchemy.pool import ConnectionPoolEntry, NullPool
 from app.drivers import SQLiteConnection, retry_stale_statements
 from app.hosts import Hosts
 from app.pooler import STATEMENT_OPTIONS, PoolerConnection, connect_to_pooler, connect_to_server
+from app.sql_log import log_statements
 from app.urls import is_sqlite, split_hosts
 
 # aiosqlite logs each statement with its parameters, which nothing else here does.
@@ -119,8 +120,11 @@ def build_engine(
         options: of SQLAlchemy's `create_async_engine`.
     """
     if is_sqlite(url):
-        return _sqlite_engine(url, session, **options)
-    return _postgres_engine(url, session, deadline, pooler, connect_timeout, **options)
+        engine = _sqlite_engine(url, session, **options)
+    else:
+        engine = _postgres_engine(url, session, deadline, pooler, connect_timeout, **options)
+    log_statements(engine)
+    return engine
 
 
 def _postgres_engine(

@@ -16,10 +16,10 @@ from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
 from starlette.routing import Match
 
+from app.access_log import name_route
 from app.db_errors import Refusal, classify
 from app.idempotency import KeyExpiredError, KeyReusedError
 from app.logs import Repetitions, describe_error
-from app.middleware import name_request
 from app.schema import SchemaUnavailableError
 from app.shutdown import ShuttingDownError
 from app.slots import PoolUnavailableError
@@ -140,7 +140,7 @@ async def handle_database_error(request: Request, error: SQLAlchemyError) -> Res
     if status == 503:
         log_unavailable(request, description)
         return respond(request, 503, detail, RETRY_AFTER)
-    log.warning("%s: %s", name_request(request.scope), description)
+    log.warning("%s: %s", name_route(request.scope), description)
     return respond(request, status, detail)
 
 
@@ -161,7 +161,7 @@ def log_unavailable(request: Request, reason: str, *, is_logged: bool = False) -
     """Log the first of the requests that are refused for a reason, unless the reason is logged already."""
     refusals: Repetitions = request.app.state.refusals
     if refusals.should_log(reason) and not is_logged:
-        log.warning("%s: %s", name_request(request.scope), reason)
+        log.warning("%s: %s", name_route(request.scope), reason)
 
 
 def respond(request: Request, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:

@@ -1,8 +1,8 @@
-"""Logs: their format, for the service and its migrations alike, and how errors are described in them."""
+"""Logs: how errors are described in them, and counts of those that repeat."""
 
 import asyncio
 import logging
-import time
+from contextvars import Context
 from traceback import extract_tb, format_tb
 
 from fastapi.exceptions import ValidationException
@@ -11,31 +11,11 @@ from sqlalchemy.exc import StatementError
 
 from app.db_errors import code_of
 
-OURS = ("alembic", "app", "migrations")
-
 # SQLSTATEs whose messages repeat values in their first line: data exceptions, and what a function raises. The others
 # repeat values only in later lines, such as `DETAIL: Failing row contains (…)`.
 REPEATS_VALUES = ("22", "P0")
 
 REPORT_INTERVAL = 10.0  # seconds between two counts of an event that repeats
-
-
-def install() -> None:
-    """Log to standard error, unless logging is already configured."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
-    logging.basicConfig(handlers=[handler])
-    for name in OURS:
-        if logging.getLogger(name).level == logging.NOTSET:
-            logging.getLogger(name).setLevel(logging.INFO)
-
-
-class Formatter(logging.Formatter):
-    """Formats timestamps as ISO 8601, in UTC, with milliseconds."""
-
-    converter = time.gmtime  # type: ignore[assignment]  # documented for UTC
-    default_time_format = "%Y-%m-%dT%H:%M:%S"
-    default_msec_format = "%s.%03dZ"
 
 
 class Repetitions:
@@ -53,16 +33,20 @@ class Repetitions:
         loop = asyncio.get_running_loop()
         if (loop, event) not in self._counts:
             self._counts[loop, event] = 0
-            loop.call_later(REPORT_INTERVAL, self._report, loop, event, 0)
+            self._report_later(loop, event, 0)
         self._counts[loop, event] += 1
         return self._counts[loop, event] <= self._limit
+
+    def _report_later(self, loop: asyncio.AbstractEventLoop, event: str, earlier: int) -> None:
+        # Without the context of the request: the report is about others too.
+        loop.call_later(REPORT_INTERVAL, self._report, loop, event, earlier, context=Context())
 
     def _report(self, loop: asyncio.AbstractEventLoop, event: str, earlier: int) -> None:
         more = self._counts.pop((loop, event)) - self._limit
         if more > 0:
             self._log.warning("%d more in %g s: %s", more, REPORT_INTERVAL, event)
             self._counts[loop, event] = self._limit
-            loop.call_later(REPORT_INTERVAL, self._report, loop, event, earlier + more)
+            self._report_later(loop, event, earlier + more)
         elif earlier:
             self._log.info("None in %g s, after %d more: %s", REPORT_INTERVAL, earlier, event)
 

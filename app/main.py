@@ -4,6 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 from alembic.config import Config
@@ -12,7 +13,7 @@ from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import RedirectResponse
 
-from app import errors, health, logs, openapi
+from app import errors, health, log_config, openapi
 from app.capacity import name_process
 from app.database import Database
 from app.heroes import routes as heroes
@@ -73,7 +74,7 @@ def create_app(settings: Settings) -> FastAPI:
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        logs.install()
+        log_config.install(settings.log_format, settings.log_level)
         gc.set_threshold(GC_THRESHOLD)
         async with AsyncExitStack() as stack:
             sessionmaker = await stack.enter_async_context(open_sessionmaker(settings))
@@ -101,15 +102,16 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     openapi.install(app)
     answer_both_spellings(app)
-    app.add_middleware(RequestMiddleware)
-    if settings.cors_origins:  # outside of it, so that a page can read an unexpected error too
-        app.add_middleware(
+    cors = None
+    if settings.cors_origins:
+        cors = partial(
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=METHODS,
             allow_headers=REQUEST_HEADERS,
             expose_headers=RESPONSE_HEADERS,
         )
+    app.add_middleware(RequestMiddleware, cors=cors)
     # The routes of the documentation come last: every other request would be matched with each of them first.
     documentation = app.router.routes.copy()
     app.include_router(heroes.router)
@@ -123,4 +125,7 @@ def create_app(settings: Settings) -> FastAPI:
     return app
 
 
-app = create_app(Settings.from_environment())
+settings = Settings.from_environment()
+if log_config.is_configured_by_uvicorn():  # which logs its first lines before the lifespan
+    log_config.install(settings.log_format, settings.log_level)
+app = create_app(settings)

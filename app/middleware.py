@@ -2,6 +2,7 @@
 
 import logging
 import re
+from collections.abc import Callable
 from inspect import iscoroutinefunction
 from random import getrandbits
 
@@ -9,6 +10,7 @@ from fastapi import Request, Response
 from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.access_log import RequestLog, current_request, name_route
 from app.logs import Repetitions, describe_origin, describe_with_traceback
 from app.recent_writes import recent_write_headers
 
@@ -24,14 +26,18 @@ class RequestMiddleware:
 
     - The id is the client's own `X-Request-ID` if that is sane. It is returned, and is `request.state.request_id`.
     - A cookie with a backslash is removed, and the others stay: parsing it can take very long.
+    - The access log has a line for each, whatever its response is.
     - HEAD runs the handler of GET and drops the body. `request.state.is_head` tells a handler that may leave work out.
     - An unhandled error is logged once (of many equal ones: the first, and their number), and the handler that is
       registered for `Exception` responds. Starlette would call it too, but raise the error again: uvicorn then logs it
       with its whole message, which can repeat values, and closes the connection under the client's next request.
+
+    `cors` wraps what responds, also to an unhandled error, so that a page can read that too.
     """
 
-    def __init__(self, app: ASGIApp) -> None:
-        self.app = app
+    def __init__(self, app: ASGIApp, cors: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
+        self.app = cors(app) if cors else app
+        self.cors = cors
         self.errors = Repetitions(log, limit=3)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -39,36 +45,48 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = read_request_id(scope)
-        is_head = scope["method"] == "HEAD"
+        request = RequestLog(read_request_id(scope), scope["method"])
+        token = current_request.set(request)
+        is_head = request.method == "HEAD"
         state = scope.setdefault("state", {})
-        state["request_id"], state["is_head"] = request_id, is_head
+        state["request_id"], state["is_head"] = request.id, is_head
         if is_head:
             scope = {**scope, "method": "GET"}
         scope = rewrite(scope)
-        started = False
 
         async def send_with_id(message: Message) -> None:
-            nonlocal started
+            is_body = message["type"] == "http.response.body"
             if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                request.status = message["status"]
+                message["headers"] = [*message["headers"], (b"x-request-id", request.id.encode())]
                 message["headers"] += recent_write_headers(state)
-            elif is_head and message["type"] == "http.response.body":
+            elif is_head and is_body:
                 message = {**message, "body": b""}
             await send(message)
+            if is_body and not message.get("more_body"):
+                request.is_complete = True
+                request.write(scope)  # now: background tasks may follow
 
         try:
             await self.app(scope, receive, send_with_id)
         except Exception as error:
-            # Not log.exception: it would write the whole message of a database error, which repeats values.
-            if self.errors.should_log(f"{name_route(scope)}: unhandled {describe_origin(error)}"):
-                log.error("%s: unhandled %s", name_request(scope), describe_with_traceback(error))  # noqa: TRY400
-            if not started:  # else it is too late: the server cuts the response, and the client sees that
-                response = await handle_unexpected(Request(scope), error)
-                await response(scope, receive, send_with_id)
+            await self.handle_error(error, scope, receive, send_with_id)
             if "http.response.debug" in scope.get("extensions", ()):  # TestClient, which raises it in the test
                 raise
+        finally:
+            if not request.is_complete:
+                request.write(scope)
+            current_request.reset(token)
+
+    async def handle_error(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
+        """Log an unhandled error, and respond to it, unless a response has started: the server cuts that."""
+        # Not log.exception: it would write the whole message of a database error, which repeats values.
+        if self.errors.should_log(f"{name_route(scope)}: unhandled {describe_origin(error)}"):
+            log.error("%s: unhandled %s", name_route(scope), describe_with_traceback(error))
+        request = current_request.get()
+        if request is None or request.status is None:
+            response: ASGIApp = await respond_to_unexpected(Request(scope), error)
+            await (self.cors(response) if self.cors else response)(scope, receive, send)
 
 
 def rewrite(scope: Scope) -> Scope:
@@ -87,7 +105,7 @@ def drop_slow_cookies(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     return name, value
 
 
-async def handle_unexpected(request: Request, error: Exception) -> Response:
+async def respond_to_unexpected(request: Request, error: Exception) -> Response:
     """Call the handler that is registered for `Exception` or 500, in a thread if it is not async, as Starlette does."""
     handlers = request.app.exception_handlers
     handler = handlers.get(500) or handlers[Exception]
@@ -105,13 +123,3 @@ def read_request_id(scope: Scope) -> str:
             if REQUEST_ID.fullmatch(request_id):
                 return request_id
     return f"{getrandbits(128):032x}"
-
-
-def name_request(scope: Scope) -> str:
-    """Name a request in the log, with the path as its route is written: what the client wrote can be anything."""
-    return f"{name_route(scope)} {scope.get('state', {}).get('request_id', 'without an id')}"
-
-
-def name_route(scope: Scope) -> str:
-    """Name the method and the route of a request."""
-    return f"{scope.get('method', 'WebSocket')} {getattr(scope.get('route'), 'path', 'an unknown path')}"

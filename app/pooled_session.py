@@ -14,6 +14,7 @@ from sqlmodel import Session
 from sqlmodel.ext.asyncio.session import AsyncSession
 from sqlmodel.sql.expression import SelectOfScalar
 
+from app.access_log import counted_as_pool_wait
 from app.database import raise_if_failed
 from app.db_errors import may_succeed_elsewhere
 from app.drivers import await_only
@@ -101,7 +102,8 @@ class PooledSession(Session):
             InvalidRequestError: the session has ended meanwhile.
         """
         try:
-            pooled = await self.pool.acquire(unbounded=self._unbounded)
+            with counted_as_pool_wait():
+                pooled = await self.pool.acquire(unbounded=self._unbounded)
         except (PoolTerminatedError, SQLAlchemyError):  # not because many wait: that would double the load
             if not self.fall_back():
                 raise

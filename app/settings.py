@@ -1,12 +1,14 @@
 """Settings: read from environment variables of the same names, in upper case."""
 
 import re
+from collections.abc import Mapping
 from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BeforeValidator, Field, ValidationError, ValidationInfo, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
+from app.log_config import parse_levels
 from app.urls import is_sqlite, parse_url, split_hosts
 
 # Both databases take timeouts as milliseconds in 32 bits.
@@ -111,6 +113,15 @@ class Settings(BaseSettings):
     cors_origins: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(check_origins)] = Field(
         default=(),
         description="Origins whose pages may use the API in a browser, separated by commas; `*` allows all.",
+    )
+    log_format: Literal["text", "json"] = Field(
+        default="text",
+        description="`json`: each line of the log is a JSON object.",
+    )
+    log_level: Annotated[Mapping[str, str], NoDecode, BeforeValidator(parse_levels)] = Field(
+        default="INFO",
+        validate_default=True,
+        description="The lowest level that is logged, and after it those of single loggers: `INFO,app.sql=DEBUG`.",
     )
 
     @field_validator("database_replica_url")

@@ -6,7 +6,7 @@ A redirect costs a round trip, and Starlette builds its address from the Host he
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
-from starlette.types import Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 CLIENT_PATH = "client_path"  # in the scope: the path as the client wrote it, where the route has the other spelling
 
@@ -23,10 +23,15 @@ def answer_both_spellings(app: FastAPI) -> None:
             await not_found(scope, receive, send)
             return
         other = {**scope, "path": path, CLIENT_PATH: scope["path"]}
-        try:
-            await router(other, receive, send)
-        finally:
+
+        async def send_with_route(message: Message) -> None:
             scope["route"] = other.get("route")  # for the log
+            await send(message)
+
+        try:
+            await router(other, receive, send_with_route)
+        finally:
+            scope["route"] = other.get("route")
 
     router.default = try_other_spelling
 

@@ -11,7 +11,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
 import app.main  # noqa: F401 - registers the models in SQLModel.metadata
-from app import logs
+from app import log_config
 from app.database import build_engine
 from app.settings import Settings
 from app.urls import is_sqlite
@@ -23,11 +23,11 @@ from migrations.rebuilds import guard_rebuilds
 config = context.config
 target_metadata = SQLModel.metadata
 
-logs.install()
+settings = Settings.from_environment()
+log_config.install(settings.log_format, settings.log_level)
 logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
 log = logging.getLogger("migrations.env")
 
-settings = Settings.from_environment()
 URL = config.attributes.get("url") or settings.migration_database_url or settings.database_url
 SQLITE = is_sqlite(URL)
 TIMEOUT = settings.migration_timeout

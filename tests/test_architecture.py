@@ -33,6 +33,7 @@ DATABASE = [
         "replication",
         "schema",
         "slots",
+        "sql_log",
         "sqlite_file",
         "urls",
     )

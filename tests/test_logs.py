@@ -1,10 +1,7 @@
-"""The log: its format, that it disables no loggers of others, and that errors in it repeat no values."""
+"""What the log says of errors: no values, and of those that repeat their number."""
 
 import asyncio
 import logging
-import re
-import sys
-from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock
 
@@ -22,53 +19,13 @@ from app.main import create_app
 from app.schema import Schema
 from app.settings import Settings
 from app.urls import parse_url
-from tests.support.alembic_commands import alembic, migrate
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
-from tests.support.processes import ROOT, free_port, run
-from tests.support.service import running_service
+from tests.support.processes import free_port
 
 SECRET = "tvqzxkwj"
-LINE = re.compile(r"^20\d\d-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z (INFO|WARNING|ERROR) [a-z_.]+: \S")
-
-
-def test_the_service_logs_in_one_format(empty_url: URL, tmp_path: Path) -> None:
-    with running_service(empty_url, tmp_path / "log"):
-        pass
-    lines = (tmp_path / "log").read_text().splitlines()
-    (own,) = [line for line in lines if "alembic upgrade head" in line]
-    assert LINE.match(own)
-    assert " WARNING app.schema: " in own
-
-
-def test_migrations_log_in_the_format_of_the_service(empty_url: URL) -> None:
-    lines = alembic(empty_url, "upgrade", "head").splitlines()
-    assert any("INFO alembic.runtime.migration: Running upgrade  -> 0001" in line for line in lines)
-    assert all(LINE.match(line) for line in lines)
-
-
-def test_a_migration_leaves_the_loggers_of_its_process_unchanged(empty_url: URL) -> None:
-    other = logging.getLogger("another_library")
-    other.setLevel(logging.DEBUG)
-    handlers, level = list(logging.root.handlers), logging.root.level
-    migrate(empty_url)
-    assert logging.root.handlers == handlers
-    assert logging.root.level == level
-    assert other.level == logging.DEBUG
-    assert not any(
-        logger.disabled for logger in logging.root.manager.loggerDict.values() if isinstance(logger, logging.Logger)
-    )
-
-
-def test_an_existing_logging_configuration_is_kept() -> None:
-    code = (
-        "import logging; logging.basicConfig(format='mine %(message)s', level=logging.ERROR);"
-        "from app import logs; logs.install(); logging.warning('quiet'); logging.error('loud')"
-    )
-    result = run(sys.executable, "-c", code, cwd=ROOT, changes={})
-    assert result.stdout == "mine loud\n"
 
 
 async def error_of(url: URL, statement: str, parameters: dict[str, Any] | None = None) -> StatementError:
@@ -265,7 +222,7 @@ class TestRepetitions:
             await wait_until_async(has_ended)
         first, *counts, end = messages_of(caplog, "app.errors")
         cause = "refused by the database: DBAPIError 08001: ConnectionRefusedError: "
-        assert first.startswith("GET /heroes/ ")
+        assert first.startswith("GET /heroes/: ")
         assert cause in first
         assert sum(int(count.partition(" more in 0.5 s: ")[0]) for count in counts) == 99
         assert len(counts) <= 5

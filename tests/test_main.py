@@ -99,6 +99,7 @@ class TestCORS:
             preflight = await client.options("/heroes/1", headers=self.PREFLIGHT)
             assert preflight.status_code == 200
             assert preflight.headers["Access-Control-Allow-Origin"] == "https://heroes.example"
+            assert preflight.headers["X-Request-ID"]
             response = await client.post("/heroes/", json=DEADPOND, headers=self.ORIGIN)
             assert response.headers["Access-Control-Allow-Origin"] == "https://heroes.example"
             exposed = set(response.headers["Access-Control-Expose-Headers"].split(", "))

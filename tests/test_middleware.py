@@ -15,6 +15,7 @@ from fastapi.responses import StreamingResponse
 from sqlalchemy import URL
 
 from app.heroes.models import HeroPublic
+from app.log_config import RequestFilter
 from tests.support.app_client import listening, running
 from tests.support.heroes import DEADPOND
 from tests.support.raw_http import connections, get_heroes, request_head
@@ -152,17 +153,19 @@ class TestUnhandledError:
     ) -> None:
         async with running(failing) as client:
             caplog.clear()
+            caplog.handler.addFilter(RequestFilter())
             plain = await client.get(path, headers={"X-Request-ID": "first"})
             problem = await client.get(path, headers={"X-Request-ID": "second", "Accept": PROBLEM})
         assert (plain.status_code, plain.json()) == (500, {"detail": "An unexpected error."})
         assert (problem.status_code, problem.json()["type"]) == (500, "urn:problem-type:unexpected")
+        errors = [record for record in caplog.records if record.name != "app.access"]
         for response, request_id in [(plain, "first"), (problem, "second")]:
             assert response.headers["X-Request-ID"] == request_id
-            (record,) = [record for record in caplog.records if request_id in record.getMessage()]
+            (record,) = [record for record in errors if vars(record)["request_id"] == request_id]
             assert record.getMessage().startswith("GET /failing/")
-            assert f"{request_id}: unhandled {logged}" in record.getMessage()
+            assert f": unhandled {logged}" in record.getMessage()
             assert "line " in record.getMessage()
-        assert len(caplog.records) == 2
+        assert len(errors) == 2
         assert SECRET not in caplog.text
         assert "No such row" not in plain.text + problem.text
 

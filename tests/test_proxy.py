@@ -55,7 +55,7 @@ def url(port: int) -> str:
 
 def clients_of(service: Service) -> list[str]:
     """List the addresses in the service's access log."""
-    return re.findall(r'^INFO: +([0-9.]+):[0-9]+ - "', service.log.read_text(), re.MULTILINE)
+    return re.findall(r" INFO app.access \[.*?\]: ([0-9.]+) ", service.log.read_text())
 
 
 def test_a_link_header_with_a_long_name_passes(service: Service, proxy_port: int) -> None:

@@ -76,6 +76,7 @@ def client(url: URL, log: Path, tmp_path: Path, exported: tuple[int, list[bytes]
     changes = {
         "DATABASE_URL": render_url(url),
         "LOCK_TIMEOUT": "0.1",
+        "LOG_LEVEL": "DEBUG",
         "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{exported[0]}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
@@ -133,7 +134,8 @@ def test_a_secret_name_is_in_no_response_log_or_telemetry(
     _, received = exported
     expected = (b"/v1/logs", b"PATCH /heroes/{hero_id}")
     wait_until(lambda: all(any(words in sent for sent in received) for words in expected))
-    assert "app.middleware ERROR POST /heroes/ " in log.read_text()
+    assert "app.middleware ERROR POST /heroes/: unhandled " in log.read_text()
+    assert "app.sql DEBUG " in log.read_text()
     assert "refused by the database: IntegrityError" in log.read_text()
     assert MARK not in log.read_text()
     assert not any(MARK.encode() in sent for sent in received)
