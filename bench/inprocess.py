@@ -28,12 +28,12 @@ DRIVER = Path(__file__).with_name("asgi_driver.py")
 class Driver:
     """A process that drives the app of one tree."""
 
-    def __init__(self, root: Path, url: str) -> None:
+    def __init__(self, root: Path, url: str, log_level: str) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - this project's own script
             # -P: the tree's modules are found, and not those beside the script.
             [sys.executable, "-P", str(DRIVER)],
             cwd=root,
-            env={"DATABASE_URL": url, "PYTHONPATH": str(root)},
+            env={"DATABASE_URL": url, "LOG_LEVEL": log_level, "PYTHONPATH": str(root)},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -70,6 +70,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=60, help="pairs per start")
     parser.add_argument("--requests", type=int, default=50, help="per measurement")
     parser.add_argument("--clients", type=int, default=1, help="concurrent clients that share the requests")
+    parser.add_argument("--log-level", default="WARNING", help="INFO logs each request to standard error")
     options = parser.parse_args()
     logging.disable(logging.INFO)  # Alembic logs each revision
     revision = resolve(options.revision)
@@ -78,7 +79,8 @@ def main() -> None:
         roots = (ROOT, check_out(revision, folder))
         for _ in range(options.starts):
             database.reset()
-            with Driver(roots[0], database.url) as ours, Driver(roots[1], database.url) as theirs:
+            level = options.log_level
+            with Driver(roots[0], database.url, level) as ours, Driver(roots[1], database.url, level) as theirs:
                 for number in range(options.rounds + 1):
                     for operation in options.operations:
                         found = {}

@@ -77,7 +77,8 @@ class Server:
         """Write its log to the folder. Settings that are not given have their defaults."""
         self.contender = contender
         self.database = database
-        self._environment = {"DATABASE_URL": database.url, **settings}
+        # Its own access log is off too: no contender has one here.
+        self._environment = {"DATABASE_URL": database.url, "LOG_LEVEL": "WARNING", **settings}
         self._workers = ("--workers", str(workers)) if workers > 1 else ()
         self._log = folder / f"{contender.name}.log"
 
