@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from app.settings import Settings
-from tests.support.processes import BIN, ROOT, run
+from tests.support.processes import BIN, run
 
 COMMANDS = {
     "uvicorn": ("uvicorn", "app.main:app"),
@@ -33,13 +33,6 @@ def test_the_default_database_is_a_file_in_the_working_directory(
     monkeypatch.delenv("DATABASE_URL", raising=False)
     monkeypatch.chdir(tmp_path)
     assert Settings().database_url.database == "database.db"
-
-
-def test_the_readme_lists_every_setting_with_its_default_and_its_description() -> None:
-    readme = (ROOT / "README.md").read_text()
-    for name, field in Settings.model_fields.items():
-        default = "none" if field.default in {(), None} else f"`{field.default}`"
-        assert f"| `{name.upper()}` | {default} | {field.description} |" in readme
 
 
 @pytest.mark.parametrize(
