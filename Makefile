@@ -26,7 +26,7 @@ test test-slow test-chaos test-proxy test-pooler test-replication test-citus: ex
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status token distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus fuzz clients bench lint types drift format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s%s\n", $$1, $$2 }' Makefile
@@ -47,6 +47,9 @@ run: install ## Migrate the database (DATABASE_URL, default database.db) and ser
 
 status: install ## Show the current revision, the pending ones, and what they lock
 	@$(BIN)/python -m migrations.status
+
+token: install ## Print a new bearer token, and its entry for TOKENS or TOKENS_FILE (NAME=billing SCOPES=read+write)
+	@$(BIN)/python -m app.security $(NAME) $(SCOPES)
 
 distribute: install ## Let Citus distribute the tables of a migrated database over its workers (MIGRATION_DATABASE_URL, or DATABASE_URL)
 	@$(BIN)/python -m migrations.distribute

@@ -33,6 +33,8 @@ METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 # The type and the title of each status that this service responds with. docs/errors.md explains them.
 PROBLEMS = {
     400: ("malformed-body", "The body can't be decoded."),
+    401: ("unauthorized", "The request has no valid token."),
+    403: ("forbidden", "The token does not have the scope that the request needs."),
     404: ("not-found", "The resource does not exist."),
     405: ("method-not-allowed", "The resource does not support this method."),
     409: ("conflict", "The request conflicts with stored data."),

@@ -27,6 +27,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.logs import Repetitions, describe_error
 from app.schema import SchemaUnavailableError
+from app.security import get_caller
 from app.sessions import SessionMaker
 from app.slots import PoolUnavailableError
 
@@ -48,7 +49,9 @@ class IdempotencyRecord(SQLModel, table=True):
     __tablename__ = "idempotency_key"
     __table_args__ = (Index("ix_idempotency_key_expires_at", "expires_at"), {"info": {"distributed_by": "key"}})
 
-    scope: str = Field(primary_key=True, description="The method and the path.")
+    scope: str = Field(
+        primary_key=True, description="The method and the path, and before them the caller, if there are tokens."
+    )
     key: str = Field(primary_key=True)
     fingerprint: str = Field(
         description="A hash of the body without its secrets: another one under the key is an error."
@@ -147,7 +150,7 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
 
     Args:
         session: the session that the work uses.
-        request: its method and path are the scope of the key.
+        request: its method and path, and its caller, are the scope of the key.
         key: without one, the work runs without a transaction.
         body: the validated body of the request.
         work: what to run. If it raises, nothing is stored.
@@ -165,7 +168,10 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
     if len(request.headers.getlist("idempotency-key")) > 1:
         raise RequestValidationError([SEVERAL_KEYS])
     now = datetime.now(UTC)
-    name = {"of_scope": f"{request.method} {request.scope['path'].rstrip('/')}", "of_key": key}
+    caller = await get_caller(request)
+    scope = f"{caller.name} " if caller else ""  # a name has no space
+    scope += f"{request.method} {request.scope['path'].rstrip('/')}"
+    name = {"of_scope": scope, "of_key": key}
     fingerprint = HASH + hashlib.sha256(to_json(body, exclude=secrets)).hexdigest()
     claim = {**name, "fingerprint": fingerprint, "expires_at": now + LIFETIME, "now": now}
     async with session.begin():

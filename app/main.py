@@ -11,9 +11,10 @@ from alembic.config import Config
 from alembic.script import ScriptDirectory
 from fastapi import FastAPI, Request
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.middleware.trustedhost import TrustedHostMiddleware
 from fastapi.responses import RedirectResponse
 
-from app import errors, health, log_config, openapi
+from app import errors, health, log_config, openapi, security
 from app.capacity import name_process
 from app.database import Database
 from app.heroes import routes as heroes
@@ -26,9 +27,9 @@ from app.trailing_slash import answer_both_spellings
 from app.urls import is_sqlite
 
 # What a page of another origin may send and read, beyond what browsers allow it anyway.
-METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST")
-REQUEST_HEADERS = ("Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID")
-RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "X-Request-ID", "X-Total-Count")
+METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
+REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID")
+RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID", "X-Total-Count")
 
 # New objects before the garbage collector looks at them; Python's default is 700. A request leaves no reference cycles,
 # but while many wait, their objects are traversed again and again: a tenth of the CPU with 64 clients.
@@ -102,6 +103,8 @@ def create_app(settings: Settings) -> FastAPI:
     errors.install(app)
     openapi.install(app)
     answer_both_spellings(app)
+    if settings.allowed_hosts:
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False)
     cors = None
     if settings.cors_origins:
         cors = partial(
@@ -111,10 +114,13 @@ def create_app(settings: Settings) -> FastAPI:
             allow_headers=REQUEST_HEADERS,
             expose_headers=RESPONSE_HEADERS,
         )
-    app.add_middleware(RequestMiddleware, cors=cors)
+    tokens = settings.tokens + settings.tokens_file
+    app.add_middleware(RequestMiddleware, cors=cors, cache_control="private, no-cache" if tokens else "no-cache")
     # The routes of the documentation come last: every other request would be matched with each of them first.
     documentation = app.router.routes.copy()
-    app.include_router(heroes.router)
+    authorization = security.install(app, tokens)
+    refused = openapi.error_responses(401, 403) if tokens else {}
+    app.include_router(heroes.router, dependencies=authorization, responses=refused)
     app.include_router(health.router)
     app.router.routes[:] = [route for route in app.router.routes if route not in documentation] + documentation
 

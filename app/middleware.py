@@ -17,14 +17,17 @@ from app.recent_writes import recent_write_headers
 log = logging.getLogger(__name__)
 
 REQUEST_ID = re.compile(r"[A-Za-z0-9._~:/+=-]{1,128}")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 
 
 class RequestMiddleware:
-    """Gives each request an id, handles HEAD as GET, and responds to the errors that nothing else handles.
+    """Gives each request an id, handles HEAD as GET, adds headers, and responds to what nothing else handles.
 
     It is one class, because each middleware costs a request some microseconds of its own.
 
     - The id is the client's own `X-Request-ID` if that is sane. It is returned, and is `request.state.request_id`.
+    - Browsers take a response as what its `Content-Type` says, and caches ask again before they use it, unless it has a
+      `Cache-Control` of its own.
     - A cookie with a backslash is removed, and the others stay: parsing it can take very long.
     - The access log has a line for each, whatever its response is.
     - HEAD runs the handler of GET and drops the body. `request.state.is_head` tells a handler that may leave work out.
@@ -35,9 +38,12 @@ class RequestMiddleware:
     `cors` wraps what responds, also to an unhandled error, so that a page can read that too.
     """
 
-    def __init__(self, app: ASGIApp, cors: Callable[[ASGIApp], ASGIApp] | None = None) -> None:
+    def __init__(
+        self, app: ASGIApp, cors: Callable[[ASGIApp], ASGIApp] | None = None, cache_control: str = "no-cache"
+    ) -> None:
         self.app = cors(app) if cors else app
         self.cors = cors
+        self.added = [NOSNIFF, (b"cache-control", cache_control.encode())]
         self.errors = Repetitions(log, limit=3)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,7 +65,7 @@ class RequestMiddleware:
             if message["type"] == "http.response.start":
                 request.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request.id.encode())]
-                message["headers"] += recent_write_headers(state)
+                message["headers"] += self.missing_headers(message["headers"]) + recent_write_headers(state)
             elif is_head and is_body:
                 message = {**message, "body": b""}
             await send(message)
@@ -87,6 +93,10 @@ class RequestMiddleware:
         if request is None or request.status is None:
             response: ASGIApp = await respond_to_unexpected(Request(scope), error)
             await (self.cors(response) if self.cors else response)(scope, receive, send)
+
+    def missing_headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+        """Return what a response with these headers lacks."""
+        return [NOSNIFF] if b"cache-control" in dict(headers) else self.added
 
 
 def rewrite(scope: Scope) -> Scope:

@@ -9,11 +9,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 from sqlalchemy import URL
 
 from app.log_config import parse_levels
+from app.security import Token, parse_tokens, read_tokens
 from app.urls import is_sqlite, parse_url, split_hosts
 
 # Both databases take timeouts as milliseconds in 32 bits.
 Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
 ORIGIN = re.compile(r"https?://[^/?#\s*]+")
+HOST = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
 def split(text: object) -> object:
@@ -31,6 +33,18 @@ def check_origins(origins: tuple[str, ...]) -> tuple[str, ...]:
         if origin != "*" and not ORIGIN.fullmatch(origin):
             raise ValueError("an origin is a scheme and a host without a path, such as https://example.org")
     return origins
+
+
+def check_hosts(hosts: tuple[str, ...]) -> tuple[str, ...]:
+    """Refuse a host that no request names.
+
+    Raises:
+        ValueError: one is not of the form example.org, *.example.org or [::1].
+    """
+    for host in hosts:
+        if not HOST.fullmatch(host):
+            raise ValueError("a host is a name or an address without a port, such as example.org or *.example.org")
+    return hosts
 
 
 class Settings(BaseSettings):
@@ -122,6 +136,22 @@ class Settings(BaseSettings):
         default="INFO",
         validate_default=True,
         description="The lowest level that is logged, and after it those of single loggers: `INFO,app.sql=DEBUG`.",
+    )
+    allowed_hosts: Annotated[tuple[str, ...], NoDecode, BeforeValidator(split), AfterValidator(check_hosts)] = Field(
+        default=(),
+        description="Hosts that a request may name in `Host`, separated by commas, such as `example.org` and"
+        " `*.example.org`; by default any.",
+    )
+    tokens: Annotated[tuple[Token, ...], NoDecode, BeforeValidator(parse_tokens)] = Field(
+        default=(),
+        repr=False,
+        description="Bearer tokens that clients need, separated by commas, each as `name:scopes:hash`; by default"
+        " they need none.",
+    )
+    tokens_file: Annotated[tuple[Token, ...], NoDecode, BeforeValidator(read_tokens)] = Field(
+        default=(),
+        repr=False,
+        description="A file with more of them, one on each line.",
     )
 
     @field_validator("database_replica_url")

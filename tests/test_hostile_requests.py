@@ -80,4 +80,6 @@ def test_every_request_gets_its_response_over_one_connection(port: int, subtests
                     "content-length": str(len(body)),
                     "content-type": "application/json",
                     "x-request-id": "hostile",
+                    "x-content-type-options": "nosniff",
+                    "cache-control": "no-cache",
                 } | ({"vary": "Accept"} if response.status >= 400 else {})

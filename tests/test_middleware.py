@@ -4,18 +4,22 @@ import asyncio
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
+from hashlib import sha256
 from http.client import HTTPResponse
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 import httpx
 import pytest
-from fastapi import APIRouter, Cookie, FastAPI, Request
+from fastapi import APIRouter, Cookie, FastAPI, Request, Response
 from fastapi.responses import StreamingResponse
 from sqlalchemy import URL
 
 from app.heroes.models import HeroPublic
 from app.log_config import RequestFilter
+from app.main import create_app
+from app.security import Caller, Token
+from app.settings import Settings
 from tests.support.app_client import listening, running
 from tests.support.heroes import DEADPOND
 from tests.support.raw_http import connections, get_heroes, request_head
@@ -136,6 +140,53 @@ class TestHead:
                     response.begin()
                     assert (response.status, response.read()) == (200, b"")
                 assert get_heroes(connection) == 200
+
+
+class TestHeaders:
+    REQUESTS: ClassVar[list[tuple[str, str, int]]] = [
+        ("GET", "/heroes/", 200),
+        ("GET", "/heroes/1", 200),
+        ("HEAD", "/heroes/1", 200),
+        ("GET", "/heroes/export", 200),
+        ("POST", "/heroes/", 200),
+        ("GET", "/heroes/x", 422),
+        ("GET", "/heroes/9", 404),
+        ("GET", "/nowhere", 404),
+        ("PUT", "/heroes/1", 405),
+        ("OPTIONS", "/heroes/1", 204),
+        ("GET", "/failing/now", 500),
+        ("GET", "/livez", 200),
+        ("GET", "/docs", 200),
+        ("GET", "/", 307),
+    ]
+
+    async def test_every_response_is_of_its_content_type_and_asked_for_again(self, failing: FastAPI) -> None:
+        async with running(failing) as client:
+            await client.post("/heroes/", json=DEADPOND)
+            for method, path, status in self.REQUESTS:
+                response = await client.request(method, path, json=DEADPOND if method == "POST" else None)
+                assert response.status_code == status
+                assert response.headers.get_list("X-Content-Type-Options") == ["nosniff"]
+                assert response.headers.get_list("Cache-Control") == ["no-cache"], path
+            unchanged = await client.get("/heroes/1", headers={"If-None-Match": "*"})
+            assert (unchanged.status_code, unchanged.headers["Cache-Control"]) == (304, "no-cache")
+
+    async def test_with_tokens_no_cache_that_is_shared_stores_a_response(self, sqlite_url: URL) -> None:
+        tokens = (Token(Caller("reader", frozenset({"read"})), sha256(b"x").digest()),)
+        async with running(create_app(Settings(database_url=sqlite_url, tokens=tokens))) as client:
+            for headers, status in (({}, 401), ({"Authorization": "Bearer x"}, 200)):
+                response = await client.get("/heroes/", headers=headers)
+                assert (response.status_code, response.headers["Cache-Control"]) == (status, "private, no-cache")
+
+    async def test_a_response_keeps_its_own_cache_control(self, app: FastAPI) -> None:
+        @app.get("/fixed")
+        async def show() -> Response:
+            return Response(headers={"Cache-Control": "max-age=3600"})
+
+        async with running(app) as client:
+            response = await client.get("/fixed")
+        assert response.headers.get_list("Cache-Control") == ["max-age=3600"]
+        assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
 class TestUnhandledError:

@@ -1,5 +1,6 @@
-"""Secret names appear in no response, no log and no telemetry."""
+"""Secret names and tokens appear in no response, no log and no telemetry."""
 
+import hashlib
 import json
 import threading
 from collections.abc import Iterator
@@ -77,12 +78,14 @@ def client(url: URL, log: Path, tmp_path: Path, exported: tuple[int, list[bytes]
         "DATABASE_URL": render_url(url),
         "LOCK_TIMEOUT": "0.1",
         "LOG_LEVEL": "DEBUG",
+        "TOKENS": f"client:read+write:{hashlib.sha256(MARK.encode()).hexdigest()}",
         "FASTAPI_OTEL_AUTO_CONFIGURE": "true",
         "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{exported[0]}",
         "OTEL_BSP_SCHEDULE_DELAY": "100",
         "OTEL_BLRP_SCHEDULE_DELAY": "100",
     }
     with log.open("wb") as output, server(*command, port=port, changes=changes, output=output) as client:
+        client.headers["Authorization"] = f"Bearer {MARK}"
         yield client
 
 
@@ -106,6 +109,8 @@ def send_secret_on_every_path(client: httpx.Client) -> Iterator[httpx.Response]:
             for content_type in ("application/json", "text/plain"):
                 yield client.post("/heroes/", content=body, headers={"Content-Type": content_type})
         yield client.post("/heroes/", content=MARK * 200_000, headers={"Content-Type": "application/json"})
+        for credentials in (f"Bearer {MARK}x", f"Bearer {MARK} {MARK}", f"Basic {MARK}", MARK):
+            yield client.post("/heroes/", json=HERO, headers={"Authorization": credentials})
         yield client.delete(path)
 
 
@@ -122,7 +127,7 @@ def provoke_database_errors(client: httpx.Client, url: URL) -> Iterator[httpx.Re
         yield response
 
 
-def test_a_secret_name_is_in_no_response_log_or_telemetry(
+def test_a_secret_name_and_a_token_are_in_no_response_log_or_telemetry(
     client: httpx.Client, url: URL, log: Path, exported: tuple[int, list[bytes]]
 ) -> None:
     statuses = set()
@@ -130,12 +135,13 @@ def test_a_secret_name_is_in_no_response_log_or_telemetry(
         statuses.add(response.status_code)
         assert MARK not in response.text
         assert MARK not in str(response.headers)
-    assert statuses == {200, 400, 404, 409, 413, 422, 500}
+    assert statuses == {200, 400, 401, 404, 409, 413, 422, 500}
     _, received = exported
     expected = (b"/v1/logs", b"PATCH /heroes/{hero_id}")
     wait_until(lambda: all(any(words in sent for sent in received) for words in expected))
     assert "app.middleware ERROR POST /heroes/: unhandled " in log.read_text()
     assert "app.sql DEBUG " in log.read_text()
     assert "refused by the database: IntegrityError" in log.read_text()
+    assert "refused: an invalid token" in log.read_text()
     assert MARK not in log.read_text()
     assert not any(MARK.encode() in sent for sent in received)

@@ -1,5 +1,6 @@
 """Settings, and the message for an invalid one."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -86,6 +87,16 @@ def test_settings_that_do_not_fit_the_database_are_refused(
     monkeypatch.setenv("DATABASE_URL", url)
     monkeypatch.setenv(name, value)
     with pytest.raises(SystemExit, match=f"^{name}: {sentence}.$"):
+        Settings.from_environment()
+
+
+@pytest.mark.parametrize(
+    "host", ["https://example.org", "example.org:8000", "*", "exa*mple.org", "*example.org", "[x]"]
+)
+def test_a_host_that_no_request_names_is_refused(monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    monkeypatch.setenv("ALLOWED_HOSTS", f"example.org, {host}")
+    sentence = "a host is a name or an address without a port, such as example.org or *.example.org"
+    with pytest.raises(SystemExit, match=f"^ALLOWED_HOSTS: {re.escape(sentence)}.$"):
         Settings.from_environment()
 
 
