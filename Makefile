@@ -22,11 +22,11 @@ CONTRACT := batch contract etags export heroes idempotency pagination pooled_ses
 PARALLEL := --numprocesses 4 --dist worksteal
 
 # The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
-test test-slow test-chaos test-proxy test-pooler test-replication test-citus: export PYTHONDONTWRITEBYTECODE :=
+test test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser: export PYTHONDONTWRITEBYTECODE :=
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status token distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status token distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser fuzz clients bench lint types drift format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s%s\n", $$1, $$2 }' Makefile
@@ -65,6 +65,11 @@ test-chaos: install ## Run the tests that break the network, the database or the
 
 test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf
 	$(BIN)/pytest -m proxy
+
+test-browser: install $(NGINX) ## Run the tests of /docs in Chromium
+	@command -v chromedriver > /dev/null && { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
+	{ echo "Chromium is needed (Debian: apt-get install --no-install-recommends chromium chromium-driver)." >&2; exit 1; }
+	$(BIN)/pytest -m browser
 
 # The tests of the contract, and what they need. One cluster can't be shared, so they run one after the other.
 CITUS := $(addprefix tests/test_,$(addsuffix .py,citus heroes contract etags idempotency batch pagination cursors export concurrency))

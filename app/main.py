@@ -9,12 +9,11 @@ from pathlib import Path
 
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.middleware.trustedhost import TrustedHostMiddleware
-from fastapi.responses import RedirectResponse
 
-from app import errors, health, log_config, openapi, security
+from app import errors, health, log_config, openapi, security, swagger_ui
 from app.capacity import name_process
 from app.database import Database
 from app.heroes import routes as heroes
@@ -99,7 +98,14 @@ def create_app(settings: Settings) -> FastAPI:
                 yield
             del app.state.sessionmaker
 
-    app = FastAPI(title="Heroes", version="0.1.0", lifespan=lifespan)
+    app = FastAPI(
+        title="Heroes",
+        version="0.1.0",
+        lifespan=lifespan,
+        openapi_url="/openapi.json" if settings.docs_enabled else None,
+        docs_url=None,  # swagger_ui serves it
+        redoc_url=None,
+    )
     errors.install(app)
     openapi.install(app)
     answer_both_spellings(app)
@@ -123,10 +129,13 @@ def create_app(settings: Settings) -> FastAPI:
     app.include_router(heroes.router, dependencies=authorization, responses=refused)
     app.include_router(health.router)
     app.router.routes[:] = [route for route in app.router.routes if route not in documentation] + documentation
+    if settings.docs_enabled:
+        swagger_ui.install(app)
+    else:
 
-    @app.get("/", include_in_schema=False)
-    async def show_documentation(request: Request) -> RedirectResponse:
-        return RedirectResponse(f"{request.scope['root_path']}/docs")
+        @app.get("/", include_in_schema=False)
+        async def show_title() -> dict[str, str]:
+            return {"title": app.title}
 
     return app
 

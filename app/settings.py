@@ -153,6 +153,10 @@ class Settings(BaseSettings):
         repr=False,
         description="A file with more of them, one on each line.",
     )
+    docs_enabled: bool = Field(
+        default=True,
+        description="`false`: `/docs` and `/openapi.json` are 404.",
+    )
 
     @field_validator("database_replica_url")
     @classmethod

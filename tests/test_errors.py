@@ -113,6 +113,9 @@ ALLOWED = {
     "/livez": "GET, HEAD, OPTIONS",
     "/readyz": "GET, HEAD, OPTIONS",
     "/docs": "GET, HEAD, OPTIONS",
+    "/docs/": "GET, HEAD, OPTIONS",
+    "/docs/swagger-ui.css": "GET, HEAD, OPTIONS",
+    "/openapi.json": "GET, HEAD, OPTIONS",
     "/": "GET, HEAD, OPTIONS",
 }
 

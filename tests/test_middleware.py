@@ -124,7 +124,20 @@ class TestCookies:
 
 class TestHead:
     @pytest.mark.parametrize(
-        "path", ["/heroes/", "/heroes/1", "/heroes/9", "/heroes/x", "/heroes/export", "/livez", "/readyz", "/docs", "/"]
+        "path",
+        [
+            "/heroes/",
+            "/heroes/1",
+            "/heroes/9",
+            "/heroes/x",
+            "/heroes/export",
+            "/livez",
+            "/readyz",
+            "/docs",
+            "/docs/swagger-ui.css",
+            "/openapi.json",
+            "/",
+        ],
     )
     async def test_head_is_get_without_the_body(self, client: httpx.AsyncClient, path: str) -> None:
         await client.post("/heroes/", json=DEADPOND)

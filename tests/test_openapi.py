@@ -6,7 +6,6 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import httpx
-import pytest
 from sqlalchemy import URL
 
 from app.heroes.routes import MAX_BATCH_SIZE
@@ -166,8 +165,3 @@ async def test_the_models_have_only_what_clients_send_and_receive(client: httpx.
     assert "secret_name" not in schemas["HeroPublic"]["properties"]
     assert schemas["HeroUpdate"].get("required", []) == []
     assert {"type": "null"} not in schemas["HeroUpdate"]["properties"]["name"].get("anyOf", [])
-
-
-@pytest.mark.parametrize("page", ["/docs", "/redoc"])
-async def test_the_documentation_pages_are_served(client: httpx.AsyncClient, page: str) -> None:
-    assert (await client.get(page)).status_code == 200

@@ -77,6 +77,8 @@ def test_a_link_header_with_a_long_name_passes(service: Service, proxy_port: int
         ("GET", "/heroes/2", b""),
         ("GET", "/heroes/x", b""),
         ("GET", "/docs", b""),
+        ("GET", "/docs/swagger-ui-bundle.js", b""),
+        ("GET", "/openapi.json", b""),
         ("GET", "/", b""),
         ("HEAD", "/heroes/", b""),
         ("PUT", "/heroes/", DEADPOND_JSON),
