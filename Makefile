@@ -26,7 +26,7 @@ test test-slow test-chaos test-proxy test-pooler test-replication test-citus tes
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status token distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser fuzz clients bench lint types drift format lock clean
+.PHONY: help install run status token distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser fuzz clients bench lint types drift audit sbom format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s%s\n", $$1, $$2 }' Makefile
@@ -122,6 +122,15 @@ drift: install ## Compare the models with the migrations, on a new database
 	unset DATABASE_POOLER DATABASE_REPLICA_URL MIGRATION_DATABASE_URL && \
 	$(BIN)/alembic upgrade head && $(BIN)/alembic check
 
+# --strict: fail too where a package could not be looked up. Nothing is installed: the locks name every version.
+audit: install ## Look for known vulnerabilities of the locked dependencies
+	$(BIN)/pip-audit --strict --require-hashes --disable-pip --requirement requirements.lock --requirement requirements-dev.lock
+
+SBOM ?= sbom.json
+
+sbom: install ## Write the dependencies of the image to sbom.json, in the format of CycloneDX
+	$(BIN)/cyclonedx-py requirements --pyproject pyproject.toml --output-reproducible --output-file $(SBOM) requirements.lock
+
 format: install ## Fix and format the code
 	$(BIN)/ruff check --fix-only --quiet
 	$(BIN)/ruff format
@@ -134,4 +143,4 @@ lock: install ## Lock the newest versions of the dependencies; needs Node
 	cd tests/clients && npm update --package-lock-only --no-audit --no-fund
 
 clean: ## Remove what the other targets created
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx .pgbouncer database.db database.db-shm database.db-wal database.db.*.bak
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx .pgbouncer sbom.json database.db database.db-shm database.db-wal database.db.*.bak

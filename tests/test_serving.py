@@ -105,9 +105,34 @@ class TestContainers:
     def test_the_image_does_not_run_as_root(self) -> None:
         assert re.search(r"^USER (?!root)", self.dockerfile, re.MULTILINE)
 
+    def test_the_images_are_pinned_to_a_patch_release(self) -> None:
+        images = [service["image"] for service in self.compose["services"].values()]
+        sources = "\n".join((self.dockerfile, self.compose["services"]["pgbouncer"]["build"]["dockerfile_inline"]))
+        images = [image for image in images if not image.endswith(":local")]
+        images += re.findall(r"^ *FROM (\S+)", sources, re.MULTILINE)
+        assert len(images) == 10
+        for image in images:
+            assert re.search(r":\d+\.\d+(\.\d+)?(-|$)", image), image
+            assert image.count(".") == 2 or not image.startswith(("python", "nginx", "citus")), image
+
+    def test_our_processes_have_no_privileges_and_a_read_only_file_system(self) -> None:
+        services = self.compose["services"]
+        ours = {name: service for name, service in services.items() if service["image"].endswith(":local")}
+        assert set(ours) == {"migrate", "api", "api-scaled", "citus-migrate", "citus-api", "pgbouncer"}
+        for name, service in ours.items():
+            assert service["cap_drop"] == ["ALL"], name
+            assert service["security_opt"] == ["no-new-privileges:true"], name
+            assert service.get("read_only") is True or name == "pgbouncer", name
+
+    def test_the_image_has_no_installer(self) -> None:
+        final = self.dockerfile.rpartition("\nFROM ")[2]
+        assert "pip uninstall --yes" in final
+        assert "ensurepip" in final
+        assert "venv --without-pip" in self.dockerfile
+
     def test_the_volume_is_the_data_directory_of_this_major_version_of_postgres(self) -> None:
         database = self.compose["services"]["db"]
-        major = int(database["image"].removeprefix("postgres:"))
+        major = int(database["image"].removeprefix("postgres:").partition(".")[0])
         assert major >= 18  # older versions use /var/lib/postgresql/data
         (volume,) = database["volumes"]
         assert volume.split(":") == [next(iter(self.compose["volumes"])), "/var/lib/postgresql"]
