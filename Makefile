@@ -139,7 +139,7 @@ lock: install ## Lock the newest versions of the dependencies; needs Node
 	$(LOCK) --output-file requirements.lock --extra telemetry pyproject.toml
 	$(LOCK) --output-file requirements-dev.lock --constraints requirements.lock --extra telemetry --group dev pyproject.toml
 	$(LOCK) --output-file tests/clients/requirements.lock --group clients
-	$(LOCK) --output-file bench/requirements.lock --constraints requirements.lock --group bench pyproject.toml
+	$(LOCK) --output-file bench/requirements.lock --constraints requirements.lock --extra telemetry --group bench pyproject.toml
 	cd tests/clients && npm update --package-lock-only --no-audit --no-fund
 
 clean: ## Remove what the other targets created

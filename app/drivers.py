@@ -1,4 +1,4 @@
-"""Drivers: what needs more of aiosqlite, asyncpg and SQLAlchemy than their public API offers.
+"""Drivers: what needs more of aiosqlite, asyncpg, SQLAlchemy and OpenTelemetry than their public API offers.
 
 No other file uses a private name. Each one here says what it is for and what fails without it, and has a test in
 tests/test_drivers.py that fails when an upgrade changes it. docs/upstream.md asks the projects for public ones.
@@ -15,6 +15,10 @@ from typing import Any, Self
 
 import aiosqlite
 import asyncpg
+
+# The modules of logs, here and in `build_logger_provider`, have an underscore until OpenTelemetry calls that signal
+# stable in Python. Without them no log line is exported; traces and metrics are.
+from opentelemetry._logs import LoggerProvider, SeverityNumber
 from sqlalchemy import Connection, event
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.engine.interfaces import DBAPICursor, ExecutionContext
@@ -27,8 +31,10 @@ from sqlalchemy.util import await_only
 __all__ = [
     "KeepAliveConnection",
     "SQLiteConnection",
+    "SeverityNumber",
     "await_only",
     "before_response",
+    "build_logger_provider",
     "busy_check",
     "retry_stale_statements",
 ]
@@ -205,3 +211,21 @@ class SQLiteCursor:
 
     async def close(self) -> None:
         """Do nothing: the cursor in the thread is closed already."""
+
+
+def build_logger_provider(resource: Any) -> LoggerProvider:
+    """Create what exports log records to the collector that the environment names, and does not wait for it at exit.
+
+    Args:
+        resource: the `Resource` that describes this process.
+
+    Raises:
+        ImportError: the extra `telemetry` is not installed.
+    """
+    from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415 - of the extra
+    from opentelemetry.sdk._logs import LoggerProvider  # noqa: PLC0415
+    from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415
+
+    provider = LoggerProvider(resource, shutdown_on_exit=False)
+    provider.add_log_record_processor(BatchLogRecordProcessor(OTLPLogExporter()))
+    return provider

@@ -11,6 +11,7 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
+from opentelemetry import metrics
 from pydantic import BaseModel
 from sqlalchemy.exc import SQLAlchemyError
 from starlette.exceptions import HTTPException as StarletteHTTPException
@@ -22,7 +23,7 @@ from app.idempotency import KeyExpiredError, KeyReusedError
 from app.logs import Repetitions, describe_error
 from app.schema import SchemaUnavailableError
 from app.shutdown import ShuttingDownError
-from app.slots import PoolUnavailableError
+from app.slots import PoolClosedError, PoolUnavailableError, QueueFullError, QueueTimeoutError
 from app.trailing_slash import other_spelling
 
 log = logging.getLogger(__name__)
@@ -46,6 +47,18 @@ PROBLEMS = {
 }
 REFUSED = {Refusal.CONFLICT: 409, Refusal.FULL: 503, Refusal.INVALID: 422, Refusal.UNAVAILABLE: 503}
 FULL = "The database has no room left: its disk is full, or the sequence of ids is exhausted."
+# Why a request got 503, in metrics. Everything else is the database.
+REASONS: dict[type[Exception], str] = {
+    KeyExpiredError: "key_expired",
+    PoolClosedError: "shutting_down",
+    QueueFullError: "queue_full",
+    QueueTimeoutError: "queue_timeout",
+    SchemaUnavailableError: "schema",
+    ShuttingDownError: "shutting_down",
+}
+UNAVAILABLE = metrics.get_meter("app").create_counter(
+    "requests.refused", unit="{request}", description="Requests that got 503, by reason."
+)
 MAX_ERRORS = 100  # that a 422 lists: a batch can have thousands
 RETRY_AFTER = {"Retry-After": "1"}  # seconds
 NOT_JSON = {"type": "json_type", "loc": ["body"], "msg": "Send JSON, with Content-Type: application/json"}
@@ -127,6 +140,7 @@ async def handle_key_reused(request: Request, error: KeyReusedError) -> Response
 
 async def handle_unavailable(request: Request, error: Exception) -> Response:
     """Respond with 503 to what may work soon."""
+    UNAVAILABLE.add(1, {"reason": REASONS.get(type(error), "database")})
     log_unavailable(request, str(error), is_logged=isinstance(error, SchemaUnavailableError | ShuttingDownError))
     return respond(request, 503, str(error), RETRY_AFTER)
 
@@ -140,6 +154,7 @@ async def handle_database_error(request: Request, error: SQLAlchemyError) -> Res
     detail = FULL if refusal is Refusal.FULL else PROBLEMS[status][1]
     description = f"refused by the database: {describe_error(error)}: {detail}"
     if status == 503:
+        UNAVAILABLE.add(1, {"reason": "database"})
         log_unavailable(request, description)
         return respond(request, 503, detail, RETRY_AFTER)
     log.warning("%s: %s", name_route(request.scope), description)

@@ -22,6 +22,7 @@ from app.sessions import SessionMaker
 from app.settings import Settings
 from app.shutdown import handle_signals
 from app.sqlite_file import SQLiteFile
+from app.telemetry import FASTAPI_TELEMETRY, export_telemetry
 from app.trailing_slash import answer_both_spellings
 from app.urls import is_sqlite
 
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
         gc.set_threshold(GC_THRESHOLD)
         async with AsyncExitStack() as stack:
             sessionmaker = await stack.enter_async_context(open_sessionmaker(settings))
+            stack.enter_context(export_telemetry(SERVICE, sessionmaker.pools, sessionmaker.schema))
             await sessionmaker.schema.refresh()  # so that the log says at once what is missing
             if is_sqlite(settings.database_url):
                 file = SQLiteFile(
@@ -105,6 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         docs_url=None,  # swagger_ui serves it
         redoc_url=None,
+        telemetry=FASTAPI_TELEMETRY,
     )
     errors.install(app)
     openapi.install(app)

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app.access_log import RequestLog, current_request, name_route
 from app.logs import Repetitions, describe_origin, describe_with_traceback
 from app.recent_writes import recent_write_headers
+from app.telemetry import trace_request
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +60,15 @@ class RequestMiddleware:
         if is_head:
             scope = {**scope, "method": "GET"}
         scope = rewrite(scope)
+        trace_headers = trace_request(request.id)
 
         async def send_with_id(message: Message) -> None:
             is_body = message["type"] == "http.response.body"
             if message["type"] == "http.response.start":
                 request.status = message["status"]
                 message["headers"] = [*message["headers"], (b"x-request-id", request.id.encode())]
-                message["headers"] += self.missing_headers(message["headers"]) + recent_write_headers(state)
+                message["headers"] += self.missing_headers(message["headers"])
+                message["headers"] += [*recent_write_headers(state), *trace_headers]
             elif is_head and is_body:
                 message = {**message, "body": b""}
             await send(message)

@@ -18,7 +18,7 @@ from app.database import is_open
 from app.db_errors import is_too_many_connections
 from app.pooled_connection import PooledConnection, close_all, connect
 from app.schema import Schema
-from app.slots import PoolTerminatedError, PoolUnavailableError, Slots
+from app.slots import PoolClosedError, PoolTerminatedError, PoolUnavailableError, PoolUsage, QueueFullError, Slots
 
 CLOSE_TIMEOUT = 20  # seconds: longer than the database lets a statement take, by default
 PROBE_TIMEOUT = 1  # seconds that an idle connection has to answer
@@ -40,6 +40,7 @@ class ConnectionPool:
         size: int,
         queue_size: int,
         queue_timeout: float,
+        name: str = "",
         schema: Schema | None = None,
         fallback: "ConnectionPool | None" = None,
     ) -> None:
@@ -50,12 +51,13 @@ class ConnectionPool:
             size: how many connections there are at most.
             queue_size: how many may wait for one.
             queue_timeout: how long, in seconds.
+            name: in metrics.
             schema: until it is current, no connection is handed out.
             fallback: for sessions that read, and can't connect here.
         """
         self.engine = engine
         self.fallback = fallback
-        self._slots = Slots(size, queue_size=queue_size)
+        self._slots = Slots(size, queue_size=queue_size, name=name)
         self._queue_timeout = queue_timeout
         self._idle: list[PooledConnection] = []
         self._in_use: set[PooledConnection] = set()
@@ -74,6 +76,11 @@ class ConnectionPool:
     def size(self) -> int:
         """How many connections there are at most."""
         return self._slots.size
+
+    @property
+    def usage(self) -> PoolUsage:
+        """How it is used at the moment."""
+        return PoolUsage(self._slots.name, self.size, len(self._idle), len(self._in_use), self._slots.waiting)
 
     def acquire_nowait(self) -> PooledConnection | None:
         """Acquire a connection that is open and idle, if there is one."""
@@ -100,7 +107,7 @@ class ConnectionPool:
         if self._schema:
             await self._schema.require()
         if self._closed:
-            raise PoolUnavailableError("The service is shutting down.")
+            raise PoolClosedError("The service is shutting down.")
         until = None
         if not unbounded:
             self.check_queue()
@@ -148,9 +155,9 @@ class ConnectionPool:
                 pooled.driver.terminate()
 
     def check_queue(self) -> None:
-        """Raise `PoolUnavailableError` if so many requests wait that one more is refused."""
+        """Raise `QueueFullError` if so many requests wait that one more is refused."""
         if self._slots.is_full:
-            raise PoolUnavailableError("Too many requests are waiting for a database connection.")
+            raise QueueFullError("Too many requests are waiting for a database connection.")
 
     async def probe(self) -> None:
         """Raise `PoolUnavailableError` if an idle connection is silent, or requests wait and none becomes free."""
@@ -183,7 +190,7 @@ class ConnectionPool:
             async with asyncio.timeout(CLOSE_TIMEOUT):
                 for _ in range(self._slots.size):
                     await self._slots.take(until=None)
-        self._slots.refuse_all(PoolUnavailableError("The service is shutting down."))
+        self._slots.refuse_all(PoolClosedError("The service is shutting down."))
         self._start(close_all([*self._in_use]))
         await self.disconnect()
 

@@ -38,6 +38,7 @@ class Schema:
         self.needs = script.get_current_head()
         self._known = frozenset(step.revision for step in script.walk_revisions())
         self._connect = connect
+        self.has: frozenset[str] = frozenset()
         self.is_current = False
         self._problem: str | None = None
         self._suspended = False
@@ -105,6 +106,7 @@ class Schema:
         else:
             if self._suspended:  # meanwhile
                 return
+            self.has = have
             # Unknown revisions belong to a newer release.
             self.is_current = self.needs in have or bool(have - self._known)
             if not self.is_current:

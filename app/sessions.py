@@ -36,6 +36,7 @@ class SessionMaker:
             that wait for a lock leave the other half to reads.
         database: the engines of the pools.
         schema: whether the database has the revision that this release needs.
+        pools: all of them, also those for health checks, streams and heartbeats.
         replica: what requests read from instead of the primary, if there is one and it is not too far behind.
     """
 
@@ -53,29 +54,34 @@ class SessionMaker:
         limits: dict[str, Any] = {"queue_size": queue_size, "queue_timeout": queue_timeout}
         self.database = database
         # A connection beside those for requests, so that a health check never queues behind them.
-        self._probes = ConnectionPool(database.reads, size=1, **limits)
+        self._probes = ConnectionPool(database.reads, name="probes", size=1, **limits)
         self.schema = Schema(self._probes.connection, script)
         limits["schema"] = self.schema
         shared = database.writes is database.reads  # one engine, as on Postgres
         writing = pool_size // 2 if shared else 1
         reading = pool_size - writing if shared else pool_size
-        self.reads = ConnectionPool(database.reads, size=reading, **limits)
-        self.writes = ConnectionPool(database.writes, size=writing, **limits) if writing else self.reads
-        self._streams = ConnectionPool(database.reads, size=1, **limits)
+        self.reads = ConnectionPool(database.reads, name="reads", size=reading, **limits)
+        self.writes = self.reads
+        if writing:
+            self.writes = ConnectionPool(database.writes, name="writes", size=writing, **limits)
+        self._streams = ConnectionPool(database.reads, name="streams", size=1, **limits)
         self._pools = {self.reads, self.writes, self._streams, self._probes}
         is_watched = database.replica is not None or database.has_several_hosts
         self._size = sum(pool.size for pool in self._pools) + is_watched
         self._heartbeats: list[Heartbeat] = []
         self.replica: Replica | None = None
+        heartbeat: dict[str, Any] = {"size": 1, "queue_size": 0, "queue_timeout": queue_timeout}
         if database.replica is not None:
-            pool = ConnectionPool(database.replica, size=pool_size, fallback=self.reads, **limits)
+            pool = ConnectionPool(database.replica, name="replica", size=pool_size, fallback=self.reads, **limits)
             self.replica = Replica(pool, self.writes, self.schema, max_lag)
-            watching = ConnectionPool(database.replica, size=1, queue_size=0, queue_timeout=queue_timeout)
+            watching = ConnectionPool(database.replica, name="replica_heartbeat", **heartbeat)
             self._heartbeats.append(Heartbeat("replica", watching, {pool}, self.replica.on_replica_heartbeat))
         if is_watched:
-            watching = ConnectionPool(database.writes, size=1, queue_size=0, queue_timeout=queue_timeout)
+            watching = ConnectionPool(database.writes, name="primary_heartbeat", **heartbeat)
             on_heartbeat = self.replica.on_primary_heartbeat if self.replica else None
             self._heartbeats.append(Heartbeat("primary", watching, self._pools, on_heartbeat))
+        self.pools = [*self._pools, *(heartbeat.pool for heartbeat in self._heartbeats)]
+        self.pools += [self.replica.pool] if self.replica else []
 
     async def __aenter__(self) -> Self:
         """Enter the block."""
@@ -83,10 +89,7 @@ class SessionMaker:
 
     async def __aexit__(self, *_: object) -> None:
         """Close the pools concurrently: each may have to wait for a server that hangs."""
-        pools = [*self._pools, *(heartbeat.pool for heartbeat in self._heartbeats)]
-        if self.replica:
-            pools.append(self.replica.pool)
-        await asyncio.gather(*(pool.close() for pool in pools))
+        await asyncio.gather(*(pool.close() for pool in self.pools))
 
     def reads_of(self, scope: MutableMapping[str, Any]) -> ConnectionPool:
         """Return the pool that a request reads from, by its scope."""

@@ -3,28 +3,75 @@
 import asyncio
 import time
 from collections import deque
+from typing import NamedTuple
+
+from opentelemetry import metrics
 
 STALL_TIMEOUT = 3  # seconds without a free slot for those who wait, after which the queue counts as stalled
+
+
+POOL_NAME = "db.client.connection.pool.name"
+meter = metrics.get_meter("app")
+WAIT_TIME = meter.create_histogram(
+    "db.client.connection.wait_time",
+    unit="s",
+    description="How long requests waited for a connection, of those that had to.",
+    explicit_bucket_boundaries_advisory=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
+)
+TIMEOUTS = meter.create_counter(
+    "db.client.connection.timeouts",
+    unit="{timeout}",
+    description="Requests for which no connection became free in time.",
+)
 
 
 class PoolUnavailableError(Exception):
     """No connection can be acquired now. The message is for the client."""
 
 
+class PoolClosedError(PoolUnavailableError):
+    """The pool is closed."""
+
+
 class PoolTerminatedError(PoolUnavailableError):
     """The connections of the pool were terminated while this one waited."""
+
+
+class QueueFullError(PoolUnavailableError):
+    """Too many wait for a connection already."""
+
+
+class QueueTimeoutError(PoolUnavailableError):
+    """No connection has become free in time."""
+
+
+class PoolUsage(NamedTuple):
+    """How a pool is used at the moment: its connections, and how many wait for one."""
+
+    name: str
+    size: int
+    idle: int
+    used: int
+    waiting: int
 
 
 class Slots:
     """A semaphore that is first come, first served, with a bounded queue."""
 
-    def __init__(self, size: int, *, queue_size: int) -> None:
-        """Take how many slots there are, and how many may wait for one."""
+    def __init__(self, size: int, *, queue_size: int, name: str = "") -> None:
+        """Take how many slots there are, how many may wait for one, and the name of the pool in metrics."""
         self.free = size
         self.size = size
+        self.name = name
+        self._attributes = {POOL_NAME: name}
         self._queue: deque[asyncio.Future[None]] = deque()  # done when a slot is theirs
         self._queue_size = queue_size
         self._moved_at = time.monotonic()  # when the queue last moved
+
+    @property
+    def waiting(self) -> int:
+        """How many wait for a slot."""
+        return len(self._queue)
 
     @property
     def is_full(self) -> bool:
@@ -52,11 +99,13 @@ class Slots:
         if not self._queue:
             self._moved_at = time.monotonic()
         loop = asyncio.get_running_loop()
+        asked_at = loop.time()
         waiter: asyncio.Future[None] = loop.create_future()
         timer = loop.call_at(until, self._expire, waiter) if until is not None else None
         self._queue.insert(0 if first else len(self._queue), waiter)
         try:
             await waiter
+            WAIT_TIME.record(loop.time() - asked_at, self._attributes)
         except asyncio.CancelledError:
             if waiter in self._queue:
                 self._queue.remove(waiter)
@@ -90,7 +139,8 @@ class Slots:
     def _expire(self, waiter: asyncio.Future[None]) -> None:
         if waiter in self._queue:
             self._queue.remove(waiter)
-            self._refuse(waiter, PoolUnavailableError("Timed out waiting for a database connection."))
+            TIMEOUTS.add(1, self._attributes)
+            self._refuse(waiter, QueueTimeoutError("Timed out waiting for a database connection."))
 
     @staticmethod
     def _refuse(waiter: asyncio.Future[None], reason: PoolUnavailableError) -> None:

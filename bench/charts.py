@@ -15,6 +15,7 @@ from bench.tables import BASELINES, TITLES
 if TYPE_CHECKING:
     from bench.overload import Curve
     from bench.scale import Results as Scales
+    from bench.trace import Trace
 
 mpl.rcParams |= {"svg.hashsalt": "heroes", "svg.fonttype": "path", "font.size": 11}
 
@@ -28,6 +29,7 @@ COLOURS = {
     "async_port": "#0072b2",
     "tutorial": "#333333",
 }
+SPANS = {True: OURS, False: "floor"}  # the colours of statements and of other spans
 TARGET = 1.3  # for the latency on a large table, relative to a small one
 WIDTH = 0.12  # of a bar; operations are 1 apart
 
@@ -117,6 +119,30 @@ def plot_scale(results: "Scales", path: Path) -> None:
         axes.set_xlabel(f"with {result.heroes:,} heroes, relative to {result.few:,}")
         axes.set_title(TITLES[name])
         axes.legend(frameon=False)
+    save(figure, path)
+
+
+def plot_traces(traces: Sequence["Trace"], path: Path) -> None:
+    """Plot the spans of each trace below each other, over their time since the request began."""
+    rows = [len(trace) for trace in traces]
+    figure = Figure(figsize=(11, 1.6 + sum(rows) * 0.3), layout="constrained")
+    all_axes = figure.subplots(len(traces), 1, height_ratios=rows, sharex=True, squeeze=False).flat
+    for axes, trace in zip(all_axes, traces, strict=True):
+        began_at = trace[0].began_at
+        for row, span in enumerate(trace):
+            left = (span.began_at - began_at) / 1e6
+            axes.barh(
+                row,
+                (span.ended_at - span.began_at) / 1e6,
+                left=left,
+                color=COLOURS[SPANS[span.is_statement]],
+                height=0.7,
+            )
+        axes.set_yticks(range(len(trace)), [f"{'    ' * span.depth}{span.label}" for span in trace], ha="left")
+        axes.tick_params(axis="y", length=0, pad=200)
+        axes.invert_yaxis()
+        axes.set_xlim(left=0)
+    axes.set_xlabel("ms since the request began")
     save(figure, path)
 
 

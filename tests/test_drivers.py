@@ -15,6 +15,7 @@ import aiosqlite
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from opentelemetry.sdk.resources import Resource
 from sqlalchemy import URL, Connection, text
 from sqlalchemy.dialects.postgresql.asyncpg import AsyncAdapt_asyncpg_dbapi
 from sqlalchemy.exc import DBAPIError
@@ -22,7 +23,16 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.types import Message, Receive, Scope, Send
 
 from app.database import Database, build_engine
-from app.drivers import KEEPALIVE, SQLiteConnection, await_only, before_response, busy_check
+from app.drivers import (
+    KEEPALIVE,
+    SeverityNumber,
+    SQLiteConnection,
+    await_only,
+    before_response,
+    build_logger_provider,
+    busy_check,
+)
+from tests.support.otlp_receiver import otlp_receiver
 from tests.support.relay import relay
 
 ROWS = [(1, "one"), (2, None), (3, "três")]
@@ -252,3 +262,17 @@ async def test_a_connection_over_tcp_notices_that_the_server_is_gone(postgres_ur
             for name, value in KEEPALIVE.items():
                 assert connected.getsockopt(socket.IPPROTO_TCP, getattr(socket, name)) == value
         await engine.dispose()
+
+
+def test_log_records_are_exported_by_a_provider_that_is_not_waited_for_at_exit(monkeypatch: pytest.MonkeyPatch) -> None:
+    registered: list[object] = []
+    with otlp_receiver() as receiver:
+        monkeypatch.setattr("atexit.register", lambda work, *_: registered.append(work))
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", receiver.settings["OTEL_EXPORTER_OTLP_ENDPOINT"])
+        provider: Any = build_logger_provider(Resource({}))
+        provider.get_logger("app").emit(severity_number=SeverityNumber.WARN, severity_text="WARNING", body="a message")
+        provider.shutdown()
+    assert [(record.logger, record.level, record.message) for record in receiver.records] == [
+        ("app", "WARNING", "a message")
+    ]
+    assert not any(getattr(work, "__self__", None) is provider for work in registered)

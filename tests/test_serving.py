@@ -5,6 +5,7 @@ import json
 import re
 import shutil
 import sqlite3
+import tomllib
 from contextlib import closing
 from pathlib import Path
 from typing import Any, ClassVar
@@ -176,12 +177,36 @@ class TestContainers:
         for step, after in itertools.pairwise(steps):
             assert services[after]["depends_on"] == {step: {"condition": "service_completed_successfully"}}
 
+    def test_the_profile_observe_exports_to_its_observer_by_http(self) -> None:
+        services = self.compose["services"]
+        assert {name for name in services if services[name].get("profiles") == ["observe"]} == {
+            "observer",
+            "observed-api",
+        }
+        observed = services["observed-api"]
+        assert observed["environment"]["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://observer:4318"
+        assert observed["environment"]["DATABASE_URL"] == services["api"]["environment"]["DATABASE_URL"]
+        assert set(observed["depends_on"]) == {"migrate", "observer"}
+        assert re.fullmatch(r"[a-z/-]+:\d+\.\d+\.\d+", services["observer"]["image"])
+
+    def test_only_services_of_this_file_are_exported_telemetry_and_only_in_the_profile(self) -> None:
+        for name, service in self.compose["services"].items():
+            if any(variable.startswith("OTEL_") for variable in service.get("environment", {})):
+                assert name == "observed-api"
+
+    def test_the_image_has_the_packages_that_export_telemetry(self) -> None:
+        locked = (ROOT / "requirements.lock").read_text()
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+        assert "--requirement requirements.lock" in self.dockerfile
+        for package in project["optional-dependencies"]["telemetry"]:
+            assert re.search(rf"^{package}==", locked, re.MULTILINE)
+
     def test_ports_are_published_on_loopback_only(self) -> None:
         ports = [port for service in self.compose["services"].values() for port in service.get("ports", [])]
         assert ports
         assert all(port.startswith("127.0.0.1:") for port in ports)
 
-    @pytest.mark.parametrize("name", ["api", "api-scaled", "citus-api"])
+    @pytest.mark.parametrize("name", ["api", "api-scaled", "citus-api", "observed-api"])
     def test_the_stop_grace_period_exceeds_the_graceful_shutdown(self, name: str) -> None:
         limit = re.search(r'"--timeout-graceful-shutdown", "(\d+)"', self.dockerfile)
         assert limit
