@@ -111,10 +111,11 @@ class SpanExporter(BatchSpanProcessor):
 
 def without_values(span: ReadableSpan) -> ReadableSpan:
     """Return a span without the values of its query, and without the messages and tracebacks of exceptions."""
-    attributes = dict(span.attributes or {})
-    query = attributes.get(QUERY)
-    if query is None and not span.status.description and not span.events:
+    found = span.attributes or {}
+    if QUERY not in found and not span.status.description and not span.events:
         return span
+    attributes = dict(found)
+    query = attributes.get(QUERY)
     if query is not None:
         attributes[QUERY] = urlencode([(name, "REDACTED") for name, _ in parse_qsl(str(query), keep_blank_values=True)])
     return ReadableSpan(
