@@ -28,7 +28,15 @@ from app.urls import is_sqlite
 
 # What a page of another origin may send and read, beyond what browsers allow it anyway.
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT")
-REQUEST_HEADERS = ("Authorization", "Content-Type", "Idempotency-Key", "If-Match", "If-None-Match", "X-Request-ID")
+REQUEST_HEADERS = (
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-Match",
+    "If-None-Match",
+    "traceparent",
+    "X-Request-ID",
+)
 RESPONSE_HEADERS = ("ETag", "Link", "Location", "Retry-After", "WWW-Authenticate", "X-Request-ID", "X-Total-Count")
 
 # New objects before the garbage collector looks at them; Python's default is 700. A request leaves no reference cycles,

@@ -145,7 +145,7 @@ def without_message(event: Event) -> Event:
 
 
 class LogExporter(logging.Handler):
-    """Exports log lines as log records, with the id of their request, and with the trace and the span that they belong to.
+    """Exports log lines as log records, with the id of their request, and the trace and span that they belong to.
 
     The SDK has a deprecated handler, and a package another: both export the whole text of exceptions.
     """

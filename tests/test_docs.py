@@ -14,7 +14,10 @@ from tests.support.processes import ROOT
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").glob("*.md"))]
 OPERATIONS = (ROOT / "docs" / "operations.md").read_text()
 SOURCE = "".join(path.read_text() for path in sorted((ROOT / "app").rglob("*.py")))
-UNAVAILABLE = {"PoolUnavailableError", "SchemaUnavailableError", "KeyExpiredError", "ShuttingDownError"}
+UNAVAILABLE = {
+    *("KeyExpiredError", "PoolClosedError", "PoolUnavailableError", "QueueFullError", "QueueTimeoutError"),
+    *("SchemaUnavailableError", "ShuttingDownError"),
+}
 
 
 def name(path: Path) -> str:
@@ -63,6 +66,14 @@ def test_operations_explains_every_503() -> None:
     assert len(details) > 7
     for detail in details:
         assert f"| {detail} | " in OPERATIONS
+
+
+def test_what_operations_lets_an_alert_look_for_in_the_metrics_is_exported() -> None:
+    alerts = "".join(re.findall(r"^\| \[.*$", OPERATIONS, re.MULTILINE))
+    metrics = set(re.findall(r"`([a-z]+(?:\.[a-z_]+)+)`", alerts)) - {"http.server.request.duration"}  # FastAPI's own
+    assert len(metrics) > 2
+    for metric in metrics:
+        assert f'"{metric}"' in SOURCE
 
 
 def test_what_operations_lets_an_alert_look_for_in_the_log_is_logged() -> None:

@@ -21,7 +21,7 @@ from app.otlp import SpanExporter
 from tests.support.alembic_commands import HEAD
 from tests.support.heroes import DEADPOND
 from tests.support.locks import write_lock
-from tests.support.otlp_receiver import Receiver, Span, otlp_receiver
+from tests.support.otlp_receiver import Receiver, Record, Span, otlp_receiver
 from tests.support.polling import wait_until
 from tests.support.processes import ROOT, TIMEOUT
 from tests.support.service import running_service
@@ -217,11 +217,22 @@ def test_a_log_line_has_the_ids_of_its_request_and_an_error_no_values(url: URL, 
             each for each in traced.descendants_of(span) if each.is_error and "db.statement" in each.attributes
         )
         assert not statement.message
-        wait_until(lambda: any(record.trace_id == span.trace_id for record in receiver.records))
-        (record,) = (record for record in receiver.records if record.trace_id == span.trace_id)
-        assert (record.logger, record.level, record.severity) == ("app.errors", "WARNING", 13)
+
+        def records() -> dict[str, Record]:
+            return {record.logger: record for record in receiver.records if record.trace_id == span.trace_id}
+
+        wait_until(lambda: len(records()) == 2)
+        record, access = records()["app.errors"], records()["app.access"]
+        assert (record.level, record.severity) == ("WARNING", 13)
         assert "IntegrityError" in record.message
-        assert {record.logger.partition(".")[0] for record in receiver.records} == {"app"}
+        assert (access.logger, access.attributes["route"], access.attributes["status"]) == (
+            "app.access",
+            "/heroes/",
+            code,
+        )
+        for each in (record, access):
+            assert each.attributes["request_id"] == responses[-1].headers["X-Request-ID"]
+        assert {record.logger.partition(".")[0] for record in receiver.records} <= {"app", "uvicorn"}
         assert not any(MARK.encode() in sent for sent in receiver.requests)
 
 

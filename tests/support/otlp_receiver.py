@@ -39,6 +39,7 @@ class Record:
     message: str
     trace_id: str
     span_id: str
+    attributes: Mapping[str, Any]
 
 
 @dataclass(frozen=True)
@@ -138,6 +139,7 @@ class Receiver:
                     record.body.string_value,
                     record.trace_id.hex(),
                     record.span_id.hex(),
+                    decode(record.attributes),
                 )
                 for scope in resource.scope_logs
                 for record in scope.log_records
