@@ -1,5 +1,6 @@
 """OpenAPI: what the documentation says of an operation beyond what FastAPI reads from its handler."""
 
+from http import HTTPStatus
 from typing import Any
 
 from fastapi import FastAPI
@@ -25,7 +26,7 @@ def error_responses(*statuses: int) -> Responses:
     content = {"application/json": {}, PROBLEM_JSON: {"schema": {"$ref": REF_TEMPLATE.format(model="Problem")}}}
     return {
         status: {
-            "description": PROBLEMS[status][1],
+            "description": PROBLEMS[status][1] if status in PROBLEMS else HTTPStatus(status).phrase,
             "model": InvalidInput if status == 422 else Error,
             "content": content | ({"text/plain": {}} if status == 413 else {}),  # FastAPI's own response
         }
