@@ -9,6 +9,7 @@ from alembic.autogenerate.api import AutogenContext
 from alembic.operations import ops
 from alembic.runtime.migration import MigrationContext
 from alembic.util import CommandError
+from sqlalchemy import Enum
 from sqlmodel import SQLModel
 
 IndexOp = ops.CreateIndexOp | ops.DropIndexOp
@@ -33,6 +34,20 @@ def render_item(kind: str, item: Any, _: AutogenContext) -> str | Literal[False]
     return False
 
 
+class DropEnumOp(ops.MigrateOperation):
+    """Drop the type that Postgres has created for a table's Enum, and that it keeps after the table."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+@renderers.dispatch_for(DropEnumOp)
+def render_drop_enum(_: AutogenContext, operation: DropEnumOp) -> list[str]:
+    """Render a statement that SQLite, which has no such types, does not get."""
+    statement = f"DROP TYPE {operation.name}"
+    return ["if op.get_context().dialect.name != 'sqlite':", f"op.execute({statement!r})", ""]
+
+
 class OnlineIndexOp(ops.MigrateOperation):
     """Create or drop an index by `migrations.online`."""
 
@@ -52,6 +67,23 @@ def render_online_index(autogen_context: AutogenContext, operation: OnlineIndexO
     code = render_python_code(ops.UpgradeOps([operation.operation]), migration_context=migration)
     lines = [line.strip() for line in code.splitlines()[1:-1]]  # between Alembic's two comments
     return "\n".join(lines).replace("op.", "online.", 1)
+
+
+def write_revisions(migration: Any, revision: Any, scripts: list[ops.MigrationScript]) -> None:
+    """Change what Alembic writes into revisions: see `split_online_indexes` and `DropEnumOp`."""
+    split_online_indexes(migration, revision, scripts)
+    for script in scripts:
+        for container in (script.upgrade_ops, script.downgrade_ops):
+            if container is not None and script.message is not None:
+                container.ops = [new for operation in container.ops for new in with_enums(operation)]
+
+
+def with_enums(operation: ops.MigrateOperation) -> list[ops.MigrateOperation]:
+    """Let the drop of a table drop the types of its columns too."""
+    if not isinstance(operation, ops.DropTableOp):
+        return [operation]
+    types = [column.type for column in operation.to_table().columns]
+    return [operation, *(DropEnumOp(str(kind.name)) for kind in types if isinstance(kind, Enum) and kind.native_enum)]
 
 
 def split_online_indexes(_migration: Any, _revision: Any, scripts: list[ops.MigrationScript]) -> None:

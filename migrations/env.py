@@ -47,7 +47,7 @@ OPTIONS: dict[str, Any] = {
     "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
     "compare_server_default": autogenerate.compare_server_default,
     "include_name": autogenerate.include_name,
-    "process_revision_directives": autogenerate.split_online_indexes,
+    "process_revision_directives": autogenerate.write_revisions,
     "render_as_batch": True,
     "render_item": autogenerate.render_item,
     "transactional_ddl": True,

@@ -15,7 +15,7 @@ from alembic.script import Script, ScriptDirectory
 from sqlalchemy import URL, text
 
 from app.urls import is_sqlite
-from tests.support.alembic_commands import HEAD, alembic_config
+from tests.support.alembic_commands import BASE, HEAD, alembic_config
 from tests.support.processes import ROOT, render_url, run
 from tests.support.sql import describe_schema, execute, run_in_transaction
 
@@ -39,6 +39,12 @@ TEAM = """class Team(SQLModel, table=True):
     id: int | None = Field(default=None, primary_key=True)
     name: str = Field(index=True, max_length=80)
     motto: str | None = Field(default=None, unique=True)
+
+
+"""
+RANK = """class Rank(enum.Enum):
+    high = 1
+    low = 2
 
 
 """
@@ -101,7 +107,7 @@ CHANGES = {
     ),
     "a new partial index": Change(
         {TABLE_ARGS: TABLE_ARGS + PARTIAL_INDEX, "from typing": "import sqlalchemy as sa\nfrom typing"},
-        [("online.create_index('ix_hero_old', 'hero', ['name'], unique=False, postgresql_where=sa.text('age > 60')",)],
+        [("online.create_index('ix_hero_old', 'hero', ['name'], unique=False, postgresql_where=sa.text(",)],
     ),
     "a dropped index": Change(
         {AGE_INDEX: ""},
@@ -122,6 +128,13 @@ CHANGES = {
     "a column that becomes nullable": Change(
         {SECRET_NAME: "    secret_name: str | None\n"},
         [("batch_op.alter_column('secret_name'", "nullable=True)")],
+    ),
+    "a new table with an Enum": Change(
+        {
+            PUBLIC: RANK + TEAM.replace("    motto", "    rank: Rank\n    motto") + PUBLIC,
+            "from typing": "import enum\nfrom typing",
+        },
+        [("op.create_table('team'", "sa.Enum('high', 'low', name='rank')")],
     ),
     "a new table with an index": Change(
         {PUBLIC: TEAM + PUBLIC},
@@ -318,7 +331,7 @@ class TestOtherApplications:
         for revision in generated(project):
             assert "their_" not in source_of(revision)
         assert self.theirs(url) == found
-        session(project, url, "-x lose-data downgrade 0001", "upgrade head")
+        session(project, url, f"-x lose-data downgrade {BASE}", "upgrade head")
         assert self.theirs(url) == found
         on_delete = ["PRAGMA foreign_keys = ON"] if is_sqlite(url) else []
         execute(url, *on_delete, "DELETE FROM hero WHERE id = 1")
