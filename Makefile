@@ -72,7 +72,7 @@ test-browser: install $(NGINX) ## Run the tests of /docs in Chromium
 	$(BIN)/pytest -m browser
 
 # The tests of the contract, and what they need. One cluster can't be shared, so they run one after the other.
-CITUS := $(addprefix tests/test_,$(addsuffix .py,citus heroes contract etags idempotency batch pagination cursors export concurrency))
+CITUS := $(wildcard tests/revisions/test_citus.py) $(addprefix tests/test_,$(addsuffix .py,citus heroes contract etags idempotency batch pagination cursors export concurrency))
 
 test-citus: install ## Run the tests of the contract on a Citus cluster (TEST_CITUS_URL), whose database they empty
 	@test -n "$(TEST_CITUS_URL)" || { echo "TEST_CITUS_URL has to name a database of a coordinator." >&2; exit 1; }

@@ -1,7 +1,7 @@
 """Loads heroes through the batch path of a running service.
 
-Names and ages repeat as in real data: one hero in twenty has the same name, almost half share 2,000 names, the others
-have one of their own. One in ten has no age, and the ages of the others are around 40.
+Names and ages repeat as in real data: one hero in twenty has the same name, almost half share 2,000 names, the
+others have one of their own. One in ten has no age, and the ages of the others are around 40.
 """
 
 import json

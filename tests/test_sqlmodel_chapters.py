@@ -1,7 +1,7 @@
 """What SQLModel's documentation teaches for FastAPI works here, made asynchronous by `await` and `selectinload` alone.
 
-Teams and their heroes, heroes with a password, and tests with a session of their own. The code is as a newcomer to this
-project writes it: in an app made from its parts, with tables of its own.
+Teams and their heroes, heroes with a password, and tests with a session of their own. The code is as a newcomer to
+this project writes it: in an app made from its parts, with tables of its own.
 """
 
 import asyncio

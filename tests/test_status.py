@@ -7,7 +7,7 @@ import asyncpg
 import pytest
 from sqlalchemy import URL
 
-from tests.support.alembic_commands import HEAD, SCRIPT, migrate
+from tests.support.alembic_commands import BASE, HEAD, SCRIPT, migrate
 from tests.support.processes import free_port, render_url, run
 from tests.support.sql import execute, run_in_transaction
 
@@ -19,12 +19,12 @@ def status(url: URL) -> str:
 
 
 def test_status_lists_pending_revisions_and_their_locks(empty_url: URL) -> None:
-    migrate(empty_url, "0001")
+    migrate(empty_url, BASE)
     found = status(empty_url)
-    assert "current: 0001\n" in found
+    assert f"current: {BASE}\n" in found
     assert f"head:    {HEAD}\n" in found
-    assert "pending: 0001" not in found
-    for revision in SCRIPT.iterate_revisions(HEAD, "0001"):
+    assert f"pending: {BASE}" not in found
+    for revision in SCRIPT.iterate_revisions(HEAD, BASE):
         assert f"pending: {revision.revision}  {revision.doc}" in found
     assert found.count("\nLocks: ") == found.count("\npending: ")
 

@@ -114,7 +114,7 @@ async def test_one_of_concurrent_deletes_succeeds(clients: list[Client]) -> None
 
 
 async def test_walks_go_on_in_another_process_and_are_complete_under_writes(clients: list[Client]) -> None:
-    """Each page is asked from the next process. Heroes that stay are there once, those that come or go at most once."""
+    """Each page is asked from the next process. Those that stay are there once, those that come or go at most once."""
     heroes = [
         {"name": f"Stays {number * 7919 % 60}", "age": number % 9 or None, "secret_name": "x"} for number in range(60)
     ]

@@ -1,4 +1,4 @@
-"""The operations on heroes. Those of the tutorial are one statement each, so they take their session in AUTOCOMMIT."""
+"""The operations on heroes. Those of the tutorial are one statement each, so they use AUTOCOMMIT."""
 
 from typing import Annotated, Any
 

@@ -12,7 +12,7 @@ COLUMNS = ("name", "age", "secret_name")
 
 
 class Heroes:
-    """The five operations on a pool. Each returns the JSON value of the response, or None if there is no such hero."""
+    """The five operations on a pool. Each returns the JSON value of the response, or None for a missing hero."""
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool

@@ -5,15 +5,20 @@ Why: `secret_name` becomes `alias`. The release with this revision writes both c
 Locks: ACCESS EXCLUSIVE, briefly: the column is nullable without a default, so no row is rewritten.
 
 Revision ID: rename_1
-Revises: 0007
+Revises: the newest revision of the service
 Create Date: 2026-11-22 18:00:01+00:00
 """
 
+from pathlib import Path
+
 import sqlalchemy as sa
 from alembic import op
+from alembic.script import ScriptDirectory
+
+MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 revision = "rename_1"
-down_revision = "0007"
+down_revision = ScriptDirectory(str(MIGRATIONS)).get_current_head()  # a revision of your own has the id itself
 branch_labels = None
 depends_on = None
 reversible = False  # downgrade() drops the aliases

@@ -13,6 +13,7 @@ from tests.support.processes import ROOT, render_url, run
 
 SCRIPT = ScriptDirectory.from_config(Config(ROOT / "alembic.ini"))
 HEAD = str(SCRIPT.get_current_head())
+BASE = str(SCRIPT.get_base())  # the oldest revision
 
 
 def alembic_config(url: URL, *arguments: str) -> Config:

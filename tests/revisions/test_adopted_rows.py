@@ -12,10 +12,10 @@ from sqlalchemy import URL, text
 from app.main import create_app
 from app.settings import Settings
 from app.urls import is_sqlite
+from tests.revisions.tutorial import tutorial_ddl
 from tests.support.alembic_commands import HEAD, migrate, try_alembic
 from tests.support.app_client import running
 from tests.support.sql import execute, fetch_value, run_in_transaction
-from tests.support.tutorial import tutorial_ddl
 
 NOT_TEXT = "name is not text in UTF-8 without NUL"
 TOO_LONG = "name has more than 2,600 bytes"

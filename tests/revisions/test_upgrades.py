@@ -28,18 +28,18 @@ from app.main import create_app
 from app.settings import Settings
 from app.urls import is_sqlite
 from migrations import locks
+from tests.revisions.tutorial import tutorial_ddl
 from tests.support.alembic_commands import HEAD, SCRIPT, alembic, migrate, try_alembic
 from tests.support.app_client import running
 from tests.support.databases import Databases
 from tests.support.processes import BIN, ROOT, TIMEOUT, environment, render_url, run
 from tests.support.sql import describe_schema, execute, run_in_transaction
-from tests.support.tutorial import tutorial_ddl
 
 INI = "docs/rename/alembic.ini"
 RENAME = ("-c", INI, "upgrade")
 RENAMES = ScriptDirectory.from_config(Config(ROOT / INI))
 COMMAND = str(BIN / "alembic")
-INTERRUPTED = (sys.executable, "-m", "tests.support.interrupted_upgrades")
+INTERRUPTED = (sys.executable, "-m", "tests.revisions.interrupted_upgrades")
 
 HEROES = (
     "INSERT INTO hero (name, age, secret_name) VALUES ('Deadpond', NULL, 'Dive Wilson'), ('Rusty-Man', 48, 'Tommy')"

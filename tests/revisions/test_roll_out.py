@@ -18,12 +18,12 @@ from app.main import create_app
 from app.schema import read_revisions
 from app.sessions import SessionDep
 from app.settings import Settings
+from tests.revisions.rollout import Load, copy_project, two_workers
 from tests.support.alembic_commands import HEAD, SCRIPT, alembic, migrate
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
-from tests.support.rollout import Load, copy_project, two_workers
 from tests.support.service import Service, running_service
 from tests.support.sql import execute, run_in_transaction
 
