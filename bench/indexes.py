@@ -16,7 +16,7 @@ from bench.databases import DATABASES, temporary_folder
 ROUNDS = 5
 # The statements that create the indexes, as the database has them after the last revision.
 INDEXES = {
-    "postgres": "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'hero' AND indexname NOT LIKE '%_pkey'",
+    "postgres": "SELECT indexname, indexdef FROM pg_indexes WHERE tablename = 'hero' AND indexname LIKE 'ix%'",
     "sqlite": "SELECT name, sql FROM sqlite_master WHERE type = 'index' AND tbl_name = 'hero' AND sql IS NOT NULL",
 }
 WRITE_AHEAD = {"postgres": "SELECT 1", "sqlite": "PRAGMA journal_mode = WAL"}  # as the service sets it

@@ -70,7 +70,7 @@ def test_a_resource_imports_itself_the_kernel_and_the_models_of_other_resources(
 
 
 def test_a_resource_may_import_the_models_of_another_and_nothing_else_of_it(tmp_path: Path) -> None:
-    path = tmp_path / "villains" / "routes.py"
+    path = tmp_path / "sidekicks" / "routes.py"
     path.parent.mkdir()
     path.write_text("from app.heroes.models import Hero\nfrom app.heroes.routes import router\nimport app.main\n")
     assert refused_imports(path) == ["app.heroes.routes.router", "app.main"]

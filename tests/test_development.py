@@ -12,6 +12,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app import sessions
 from app.heroes.models import Hero, HeroCreate, HeroPublic
+from app.security import CallerDep
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.processes import ROOT
@@ -24,7 +25,13 @@ def names(app: FastAPI) -> dict[str, Any]:
     """What the code takes from its surroundings, and what it defines. Villains and users are heroes here."""
     names = {name: getattr(sessions, name) for name in dir(sessions) if name.endswith("Dep") or name.startswith("get_")}
     names |= {"Annotated": Annotated, "AsyncSession": AsyncSession, "BackgroundTasks": BackgroundTasks}
-    names |= {"Depends": Depends, "TokenDep": Annotated[str, Header()], "app": app, "router": APIRouter()}
+    names |= {
+        "CallerDep": CallerDep,
+        "Depends": Depends,
+        "TokenDep": Annotated[str, Header()],
+        "app": app,
+        "router": APIRouter(),
+    }
     names |= {"Villain": Hero, "VillainCreate": HeroCreate, "VillainPublic": HeroPublic}
     names |= {"User": Hero, "UserPublic": HeroPublic}
     for block in BLOCKS:
@@ -55,6 +62,10 @@ async def test_a_handler_saves_the_user_that_a_dependency_has_read(client: httpx
     await client.post("/heroes/", json=DEADPOND)
     assert (await client.patch("/me?age=30")).json()["age"] == 30
     assert (await client.get("/heroes/1")).json()["age"] == 30
+
+
+async def test_a_handler_without_tokens_has_no_caller(client: httpx.AsyncClient) -> None:
+    assert (await client.get("/caller")).json() is None
 
 
 async def test_a_background_task_has_a_session_of_its_own(client: httpx.AsyncClient) -> None:

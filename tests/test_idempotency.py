@@ -32,8 +32,8 @@ KEYS = text("SELECT scope, key, fingerprint, expires_at, answer FROM idempotency
 PATHS: list[tuple[str, Any]] = [("/heroes/", HERO), ("/heroes/batch", BATCH)]
 
 EXPIRED = text(
-    "INSERT INTO idempotency_key (scope, key, fingerprint, expires_at) VALUES ('POST /heroes', :key, 'x', :expires_at)"
-).bindparams(bindparam("expires_at", type_=RECORDS.c.expires_at.type))
+    "INSERT INTO idempotency_key (scope, key, fingerprint, expires_at) VALUES ('POST /heroes', :key, 'x', :expiry)"
+).bindparams(bindparam("expiry", type_=RECORDS.c.expires_at.type))
 REFUSE_DELETES = {
     "sqlite": [
         "CREATE TRIGGER refuse_deletes BEFORE DELETE ON idempotency_key BEGIN SELECT RAISE(ABORT, 'refused'); END"
@@ -48,7 +48,7 @@ REFUSE_DELETES = {
 def add_expired(url: URL, number: int) -> None:
     """Add records that have expired, one after the other."""
     past = datetime.now(UTC) - timedelta(hours=1)
-    rows = [{"key": f"old{each}", "expires_at": past + timedelta(milliseconds=each)} for each in range(number)]
+    rows = [{"key": f"old{each}", "expiry": past + timedelta(milliseconds=each)} for each in range(number)]
     run_in_transaction(url, lambda connection: connection.execute(EXPIRED, rows))
 
 

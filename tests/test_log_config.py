@@ -67,13 +67,13 @@ class TestFormat:
 
     def test_migrations_log_in_the_format_of_the_service(self, empty_url: URL) -> None:
         lines = alembic(empty_url, "upgrade", "head").splitlines()
-        assert any("INFO alembic.runtime.migration: Running upgrade  -> 0001" in line for line in lines)
+        assert any(" INFO alembic.runtime.migration: Running upgrade  -> " in line for line in lines)
         assert all(LINE.match(line) for line in lines)
 
     def test_every_line_of_an_upgrade_is_a_json_object(self, empty_url: URL) -> None:
         records = read_json(alembic(empty_url, "upgrade", "head", LOG_FORMAT="json"))
         assert {"alembic.runtime.migration", "migrations.env"} & {record["logger"] for record in records}
-        assert any(record["message"].startswith("Running upgrade  -> 0001") for record in records)
+        assert any(record["message"].startswith("Running upgrade  -> ") for record in records)
 
     def test_the_lines_of_a_request_have_its_id_and_others_have_none(self, sqlite_url: URL, tmp_path: Path) -> None:
         with running_service(sqlite_url, tmp_path / "log", LOG_FORMAT="json", LOG_LEVEL="DEBUG") as service:

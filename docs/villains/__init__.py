@@ -1,0 +1,1 @@
+"""Villains: a second resource, written as any FastAPI service has it."""

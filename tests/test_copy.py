@@ -1,0 +1,94 @@
+"""A copy of the project becomes another service by the steps of the README."""
+
+import re
+import shutil
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.processes import ROOT, run
+
+pytestmark = pytest.mark.slow
+
+README = (ROOT / "README.md").read_text()
+STEPS = README.partition("\n## Make it yours\n")[2].partition("\n## ")[0]
+PREPARE, RENAME, COPY, GENERATE = re.findall(r"^```sh\n(.*?)^```", STEPS, re.MULTILINE | re.DOTALL)
+# What a developer writes where the template of a revision asks for it.
+DOCSTRING = {
+    "Why: the rule or query that needs this.": "Why: heroes have enemies.",
+    "Locks: the strongest lock, what it blocks, and for how long per million rows.": (
+        "Locks: SHARE ROW EXCLUSIVE on the table that the new one refers to, which blocks writes briefly."
+    ),
+}
+# What could know the resources or the revisions.
+TESTS = ["architecture", "contract", "distribute", "openapi", "readme", "revisions", "villains"]
+TIMEOUT = 600  # seconds; the machine may be busy
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    """A clone of the project, as it is in the working tree, with this virtual environment."""
+    files = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True).stdout  # noqa: S607 - git is wherever it is
+    for name in files.split("\0")[:-1]:
+        if (ROOT / name).exists():
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(ROOT / name, tmp_path / name)
+    (tmp_path / ".venv").symlink_to(ROOT / ".venv")
+    execute(tmp_path, "git init -q && git add . && git -c user.name=x -c user.email=x@x commit -qm Copy")
+    return tmp_path
+
+
+def execute(project: Path, commands: str) -> str:
+    """Run commands in a shell, each of which must succeed, and return their output. `make` installs nothing."""
+    script = f'set -euo pipefail; make() {{ command make -o .venv/installed "$@"; }}\n{commands}'
+    result = run("bash", "-c", script, cwd=project, changes={}, timeout=TIMEOUT)
+    assert result.returncode == 0, result.stdout
+    return result.stdout
+
+
+def complete_docstring(project: Path) -> None:
+    (revision,) = project.glob("migrations/versions/*_create_villain*.py")
+    source = revision.read_text()
+    for placeholder, text in DOCSTRING.items():
+        assert placeholder in source
+        source = source.replace(placeholder, text)
+    revision.write_text(source)
+
+
+def check(project: Path, *tests: str) -> None:
+    """Run what the README says checks a copy, of the tests only those that a copy can break."""
+    execute(project, "make lint types drift")
+    files = " ".join(f"tests/test_{name}.py" for name in [*TESTS, *tests])
+    execute(project, f".venv/bin/pytest --numprocesses 2 {files}")
+
+
+def test_a_copy_with_another_resource_has_no_heroes_and_passes(project: Path) -> None:
+    execute(project, PREPARE + RENAME)
+    complete_docstring(project)
+    assert execute(project, "git grep -Iil hero || true; git ls-files | grep -i hero || true") == ""
+    check(project, "migrations", "schema", "status")
+
+
+def test_a_second_resource_is_a_folder_a_test_file_two_lines_and_a_revision(project: Path) -> None:
+    execute(project, PREPARE + COPY)
+    for file in (project / "docs/villains").glob("*.py"):
+        shutil.copy2(file, project / ("tests" if file.name.startswith("test_") else "app/villains"))
+    main = project / "app/main.py"
+    lines = main.read_text().splitlines(keepends=True)
+    new = [line for line in lines if "app.heroes" in line or "heroes.router" in line]
+    assert len(new) == 2
+    for line in new:
+        lines.insert(lines.index(line) + 1, line.replace("heroes", "villains"))
+    main.write_text("".join(lines))
+    execute(project, GENERATE)
+    complete_docstring(project)
+    changed = re.sub(r"\d{8}_\d{6}", "DATE", execute(project, "git status --short"))
+    assert [line.strip() for line in changed.splitlines()] == [
+        "M app/main.py",
+        "D  tests/test_copy.py",
+        "?? app/villains/",
+        "?? migrations/versions/DATE_create_villain.py",
+        "?? tests/test_villains.py",
+    ]
+    check(project)
