@@ -62,8 +62,7 @@ async def test_the_message_has_the_fields_in_words(client: httpx.AsyncClient, ca
     await client.get("/heroes/1")
     (line,) = lines(caplog)
     assert line["message"] == (
-        f"127.0.0.1 GET /heroes/{{hero_id}} 404 in {line['duration_ms']} ms,"
-        f" {line['pool_wait_ms']} ms for a connection"
+        f"127.0.0.1 GET /heroes/{{hero_id}} 404 in {line['duration_ms']} ms, {line['pool_wait_ms']} ms for a connection"
     )
 
 

@@ -111,15 +111,15 @@ class TestContainers:
         sources = "\n".join((self.dockerfile, self.compose["services"]["pgbouncer"]["build"]["dockerfile_inline"]))
         images = [image for image in images if not image.endswith(":local")]
         images += re.findall(r"^ *FROM (\S+)", sources, re.MULTILINE)
-        assert len(images) == 10
+        assert len(images) == 11
         for image in images:
             assert re.search(r":\d+\.\d+(\.\d+)?(-|$)", image), image
-            assert image.count(".") == 2 or not image.startswith(("python", "nginx", "citus")), image
+            assert image.count(".") == 2 or not image.startswith(("python", "nginx", "citus", "grafana")), image
 
     def test_our_processes_have_no_privileges_and_a_read_only_file_system(self) -> None:
         services = self.compose["services"]
         ours = {name: service for name, service in services.items() if service["image"].endswith(":local")}
-        assert set(ours) == {"migrate", "api", "api-scaled", "citus-migrate", "citus-api", "pgbouncer"}
+        assert set(ours) == {"migrate", "api", "api-scaled", "citus-migrate", "citus-api", "observed-api", "pgbouncer"}
         for name, service in ours.items():
             assert service["cap_drop"] == ["ALL"], name
             assert service["security_opt"] == ["no-new-privileges:true"], name
