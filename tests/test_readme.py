@@ -1,9 +1,10 @@
-"""The README shows what the service does."""
+"""The README, the session in docs/http.md and the map in docs/tour.md show what there is."""
 
 import argparse
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
@@ -11,6 +12,8 @@ import pytest
 from tests.support.processes import ROOT
 
 README = (ROOT / "README.md").read_text()
+HTTP = (ROOT / "docs/http.md").read_text()
+TOUR = (ROOT / "docs/tour.md").read_text()
 
 
 def read_curl(command: str) -> argparse.Namespace:
@@ -45,16 +48,26 @@ async def printed(client: httpx.AsyncClient, command: str) -> str:
     return "".join(f"{line}\n" for line in lines if re.search(options.pattern, line, re.IGNORECASE))
 
 
-async def test_the_commands_print_what_the_readme_shows(client: httpx.AsyncClient) -> None:
-    session = re.findall(r"^\$ (curl .*)\n((?:(?!\$|```).*\n)+)", README, re.MULTILINE)
-    assert len(session) == README.count("$ curl ")
+@pytest.mark.parametrize("page", [README, HTTP], ids=["README", "http"])
+async def test_the_commands_print_what_the_page_shows(client: httpx.AsyncClient, page: str) -> None:
+    session = re.findall(r"^\$ (curl .*)\n((?:(?!\$|```).*\n)+)", page, re.MULTILINE)
+    assert len(session) == page.count("$ curl ") > 5
     for command, output in session:
         assert await printed(client, command) == output
 
 
+def test_the_readme_is_short() -> None:
+    assert README.count("\n") < 200
+
+
+def test_the_handler_in_the_readme_is_that_of_the_code() -> None:
+    (handler,) = re.findall(r"^```python\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    assert handler in (ROOT / "app/heroes/routes.py").read_text()
+
+
 def paths_on_the_map() -> Iterator[str]:
     """Yield each path on the map, whose indentation stands for folders."""
-    (drawn,) = re.findall(r"^## Map of the files\n\n```\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+    (drawn,) = re.findall(r"^## Map of the files\n\n```\n(.*?)^```", TOUR, re.MULTILINE | re.DOTALL)
     folders: list[str] = []
     for line in drawn.splitlines():
         indent, name = re.fullmatch(r"( *)(\S+).*", line, re.DOTALL).groups()  # type: ignore[union-attr]  # the pattern matches every line
@@ -70,10 +83,11 @@ def test_every_file_on_the_map_exists(path: str) -> None:
 
 def test_every_file_of_the_app_is_on_the_map() -> None:
     for path in (ROOT / "app").rglob("*.py"):
-        assert path.name == "__init__.py" or f" {path.name} " in README
+        assert path.name == "__init__.py" or f" {path.name} " in TOUR
 
 
-def test_every_make_target_in_the_readme_is_in_the_makefile() -> None:
+@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
+def test_every_make_target_that_a_page_names_is_in_the_makefile(path: Path) -> None:
     makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"make ([a-z-]+)`", README):
-        assert re.search(rf"^{target}:", makefile, re.MULTILINE)
+    for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", path.read_text()):
+        assert re.search(rf"^(?:[a-z -]+ )?{target}[a-z -]*:", makefile, re.MULTILINE), target
