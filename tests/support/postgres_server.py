@@ -25,7 +25,11 @@ class PostgresServer:
         self._folder = folder
         self.start()
         self.url: URL = parse_url(self._server.get_uri())
-        for setting in ("fsync = off", "synchronous_commit = off", "full_page_writes = off"):
+        # Nothing has to survive a power failure, and each new database would wait for the disk.
+        for setting in (
+            *("fsync = off", "synchronous_commit = off", "full_page_writes = off"),
+            *("checkpoint_flush_after = 0", "bgwriter_flush_after = 0", "wal_writer_flush_after = 0"),
+        ):
             execute_autocommit(self.url, f"ALTER SYSTEM SET {setting}")
         execute_autocommit(self.url, "SELECT pg_reload_conf()")
 
