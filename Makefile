@@ -21,6 +21,9 @@ CONTRACT := batch contract etags export heroes idempotency pagination pooled_ses
 # with a run of neighbouring tests, so that fixtures of a module or of a kind of database are mostly created once.
 PARALLEL := --numprocesses 4 --dist worksteal
 
+# The files that have a marker: each process takes six seconds of CPU to collect all of them.
+MARKED = $$(grep -rl 'mark\.$(1)' tests --include='test_*.py')
+
 # The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
 test test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser: export PYTHONDONTWRITEBYTECODE :=
 
@@ -58,18 +61,18 @@ test: install ## Run the tests, on SQLite and on a Postgres that they start
 	$(BIN)/pytest $(PARALLEL)
 
 test-slow: install ## Run the slow tests
-	$(BIN)/pytest -m slow $(PARALLEL)
+	$(BIN)/pytest -m slow $(PARALLEL) $(call MARKED,slow)
 
 test-chaos: install ## Run the tests that break the network, the database or the process under a running service
-	$(BIN)/pytest -m chaos $(PARALLEL)
+	$(BIN)/pytest -m chaos $(PARALLEL) $(call MARKED,chaos)
 
 test-proxy: install $(NGINX) ## Run the tests behind nginx, with docs/nginx.conf
-	$(BIN)/pytest -m proxy
+	$(BIN)/pytest -m proxy $(call MARKED,proxy)
 
 test-browser: install $(NGINX) ## Run the tests of /docs in Chromium
 	@command -v chromedriver > /dev/null && { command -v chromium || command -v chromium-browser || command -v google-chrome; } > /dev/null || \
 	{ echo "Chromium is needed (Debian: apt-get install --no-install-recommends chromium chromium-driver)." >&2; exit 1; }
-	$(BIN)/pytest -m browser
+	$(BIN)/pytest -m browser $(call MARKED,browser)
 
 # The tests of the contract, and what they need. One cluster can't be shared, so they run one after the other.
 CITUS := $(wildcard tests/revisions/test_citus.py) $(addprefix tests/test_,$(addsuffix .py,citus heroes contract etags idempotency batch pagination cursors export concurrency))
@@ -85,7 +88,7 @@ test-citus: install ## Run the tests of the contract on a Citus cluster (TEST_CI
 	{ rm -rf ../.nginx; echo "nginx could not be downloaded: install it (Debian: apt-get install nginx)." >&2; exit 1; }
 
 test-pooler: install $(PGBOUNCER) ## Run the tests behind PgBouncer, and those of the contract through it
-	$(BIN)/pytest -m pooler $(PARALLEL)
+	$(BIN)/pytest -m pooler $(PARALLEL) $(call MARKED,pooler)
 	DATABASE_URL=postgresql:/// DATABASE_POOLER=transaction $(BIN)/pytest $(PARALLEL) -k postgres $(CONTRACT:%=tests/test_%.py)
 
 .pgbouncer/usr/sbin/pgbouncer:
@@ -98,7 +101,7 @@ test-pooler: install $(PGBOUNCER) ## Run the tests behind PgBouncer, and those o
 	{ rm -rf ../.pgbouncer; echo "PgBouncer could not be downloaded: install it (Debian: apt-get install pgbouncer)." >&2; exit 1; }
 
 test-replication: install ## Run the tests of a read replica and of failover, on several servers
-	$(BIN)/pytest -m replication --numprocesses 2 --dist loadfile
+	$(BIN)/pytest -m replication --numprocesses 2 --dist loadfile $(call MARKED,replication)
 
 fuzz: install ## Send generated requests, sequences of them and raw bytes to both databases, with a random seed (10 min)
 	FUZZ_EXAMPLES=1000 FUZZ_SEED=random $(BIN)/pytest -s -m "" tests/test_fuzz*.py

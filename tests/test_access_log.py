@@ -61,9 +61,9 @@ async def test_every_request_has_a_line_with_its_method_its_route_and_its_status
 async def test_the_message_has_the_fields_in_words(client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture) -> None:
     await client.get("/heroes/1")
     (line,) = lines(caplog)
-    assert line["message"] == (
-        f"127.0.0.1 GET /heroes/{{hero_id}} 404 in {line['duration_ms']} ms, {line['pool_wait_ms']} ms for a connection"
-    )
+    duration, wait = line["duration_ms"], line["pool_wait_ms"]
+    message = f"127.0.0.1 GET /heroes/{{hero_id}} 404 in {duration} ms, {wait} ms for a connection"
+    assert line["message"] == message
 
 
 async def test_the_wait_for_a_connection_is_none_if_one_is_idle(

@@ -128,6 +128,7 @@ async def test_a_cancelled_write_is_atomic_and_leaves_no_lock(app: FastAPI, capl
     assert {record.name for record in caplog.records} == {"app.access"}
 
 
+@pytest.mark.slow
 async def test_a_write_whose_client_disconnects_is_atomic_and_leaves_no_lock(base_url: str) -> None:
     random = Random(0)  # noqa: S311 - it chooses a delay, not a secret
     async with httpx.AsyncClient(base_url=base_url) as client:

@@ -44,6 +44,7 @@ class TestPassword:
         execute_autocommit(postgres, f"DROP DATABASE {name} WITH (FORCE)")
         execute_autocommit(postgres, f"DROP ROLE {name}")
 
+    @pytest.mark.slow
     async def test_it_may_hold_the_marks_of_a_url(self, secured: URL) -> None:
         written = render_url(secured)
         result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": written})
@@ -51,6 +52,7 @@ class TestPassword:
         async with running(create_app(Settings(database_url=parse_url(written)))) as client:
             assert (await client.get("/heroes/")).status_code == 200
 
+    @pytest.mark.slow
     async def test_a_wrong_one_is_refused_by_the_server(self, secured: URL) -> None:
         wrong = secured.set(password=self.PASSWORD.upper())
         result = await asyncio.to_thread(run, "alembic", "upgrade", "head", changes={"DATABASE_URL": render_url(wrong)})

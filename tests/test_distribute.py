@@ -2,6 +2,7 @@
 
 import sys
 
+import pytest
 from sqlalchemy import URL
 from sqlmodel import SQLModel
 
@@ -20,6 +21,7 @@ def refusal(url: URL | str) -> str:
     return result.stdout
 
 
+@pytest.mark.slow
 def test_sqlite_is_refused(sqlite_url: URL) -> None:
     assert refusal(sqlite_url) == (
         "DATABASE_URL names a SQLite file: only Postgres with the extension Citus can distribute tables.\n"
@@ -30,6 +32,7 @@ def test_a_postgres_without_citus_is_refused(postgres_url: URL) -> None:
     assert refusal(postgres_url) == "The database has no Citus: run CREATE EXTENSION citus, and add the workers.\n"
 
 
+@pytest.mark.slow
 def test_a_schema_that_is_not_at_head_is_refused(postgres_databases: Databases) -> None:
     url = postgres_databases.empty()
     remedy = f"not {HEAD}: run 'alembic upgrade head' first.\n"
@@ -37,6 +40,7 @@ def test_a_schema_that_is_not_at_head_is_refused(postgres_databases: Databases) 
     postgres_databases.drop(url)
 
 
+@pytest.mark.slow
 def test_a_schema_of_a_newer_release_is_refused(postgres_url: URL) -> None:
     execute(postgres_url, "UPDATE alembic_version SET version_num = '9999'")
     assert refusal(postgres_url) == (

@@ -168,7 +168,7 @@ class TestIfMatch:
                 assert response.status_code == 404
 
     async def test_a_list_longer_than_the_limit_matches_nothing(self, client: httpx.AsyncClient, path: str) -> None:
-        for tags in (",".join(f'"{number}"' for number in range(2, 300_000)), '"3",' * 300_000):
+        for tags in (",".join(f'"{number}"' for number in range(2, 5_000)), '"3",' * 8_000):  # a head has 32 KB
             assert (await client.patch(path, json={"age": 1}, headers={"If-Match": tags})).status_code == 412
         tags = ",".join(f'"{number}"' for number in range(1, MAX_ETAGS + 1))
         assert (await client.patch(path, json={"age": 1}, headers={"If-Match": tags})).status_code == 200

@@ -481,6 +481,7 @@ class TestSessionsBesideTheRequest:
         with TestClient(app) as client:
             assert client.get("/heroes/1").json()["name"] == "Robin"
 
+    @pytest.mark.slow
     def test_a_script_opens_its_own(self, url: URL, app: FastAPI, tmp_path: Path) -> None:
         (tmp_path / "script.py").write_text(SCRIPT)
         changes = {"DATABASE_URL": url.render_as_string(hide_password=False), "PYTHONPATH": str(ROOT)}

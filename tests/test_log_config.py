@@ -40,6 +40,7 @@ def get(service: Service, path: str, **headers: str) -> httpx.Response:
 
 
 class TestFormat:
+    @pytest.mark.slow
     def test_every_line_of_a_service_is_text_of_one_format(self, empty_url: URL, tmp_path: Path) -> None:
         with running_service(empty_url, tmp_path / "log") as service:
             assert get(service, "/heroes/", **{"X-Request-ID": "one"}).status_code == 503
@@ -65,6 +66,7 @@ class TestFormat:
         assert [record["logger"] for record in records if record.get("request_id") == "one"] == ["app.access"]
         assert not any("color_message" in record for record in records)
 
+    @pytest.mark.slow
     def test_migrations_log_in_the_format_of_the_service(self, empty_url: URL) -> None:
         lines = alembic(empty_url, "upgrade", "head").splitlines()
         assert any(" INFO alembic.runtime.migration: Running upgrade  -> " in line for line in lines)
@@ -85,6 +87,7 @@ class TestFormat:
             assert loggers == ["app.sql", "app.access"]
         assert not any("request_id" in record for record in records if record["logger"].startswith("uvicorn"))
 
+    @pytest.mark.slow
     def test_the_lines_of_a_traced_request_have_its_trace(self, sqlite_url: URL, tmp_path: Path) -> None:
         trace = "4bf92f3577b34da6a3ce929d0e0e4736"
         with running_service(
@@ -138,6 +141,7 @@ class TestLevels:
             ("info, app.sql=debug", {"uvicorn.error", "app.access", "app.sql"}),
         ],
     )
+    @pytest.mark.slow
     def test_they_hold_for_the_service_and_for_uvicorn(
         self, sqlite_url: URL, tmp_path: Path, level: str, loggers: set[str]
     ) -> None:
@@ -145,9 +149,11 @@ class TestLevels:
             assert get(service, "/heroes/").status_code == 200
         assert {record["logger"] for record in read_json((tmp_path / "log").read_text())} == loggers
 
+    @pytest.mark.slow
     def test_they_hold_for_migrations(self, empty_url: URL) -> None:
         assert alembic(empty_url, "upgrade", "head", LOG_LEVEL="WARNING") == ""
 
+    @pytest.mark.slow
     def test_the_option_of_uvicorn_keeps_its_meaning(self, sqlite_url: URL, tmp_path: Path) -> None:
         with running_service(sqlite_url, tmp_path / "log", "--log-level", "warning") as service:
             assert get(service, "/heroes/").status_code == 200
@@ -204,6 +210,7 @@ class TestConfiguredLogging:
         [("uvicorn", "app.main:app"), ("uvicorn", "app.main:app", "--log-config", "{folder}/uvicorn.json")],
         ids=["by-default", "with-a-configuration"],
     )
+    @pytest.mark.slow
     def test_a_request_has_one_line_however_uvicorn_is_started(
         self, sqlite_url: URL, tmp_path: Path, command: tuple[str, ...]
     ) -> None:

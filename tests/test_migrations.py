@@ -62,6 +62,7 @@ class TestCommands:
             assert "CREATE TABLE hero (" in result.stdout
         assert not describe_schema(empty_url)
 
+    @pytest.mark.slow
     def test_the_printed_sql_makes_the_same_schema(self, postgres_databases: Databases, postgres_url: URL) -> None:
         empty_url = postgres_databases.empty()
         result = run("alembic", "upgrade", "head", "--sql", changes={"DATABASE_URL": render_url(empty_url)})

@@ -249,6 +249,7 @@ def test_an_exported_exception_has_neither_message_nor_traceback() -> None:
     assert MARK not in span.to_json()
 
 
+@pytest.mark.slow
 def test_the_environment_names_the_service_and_turns_signals_off(sqlite_url: URL, tmp_path: Path) -> None:
     with otlp_receiver() as receiver:
         chosen = {"OTEL_SERVICE_NAME": "villains", "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=test"}
@@ -280,6 +281,7 @@ def test_what_is_left_at_the_end_is_exported(sqlite_url: URL, tmp_path: Path) ->
         ("hangs", signal.SIGINT),  # Ctrl-C: Python runs what is registered for its exit, where the SDK would wait again
     ],
 )
+@pytest.mark.slow
 def test_a_collector_that_does_not_answer_delays_no_request_and_no_shutdown(
     collector: str, number: signal.Signals, sqlite_url: URL, tmp_path: Path
 ) -> None:

@@ -330,6 +330,7 @@ class Writer:
 @pytest.mark.parametrize(
     "sort", [sort if sort in {"age", "-name"} else pytest.param(sort, marks=pytest.mark.slow) for sort in SORTS]
 )
+@pytest.mark.slow
 async def test_a_walk_over_ten_thousand_sees_each_row_that_stays_once_and_in_order(
     client: httpx.AsyncClient, sort: str
 ) -> None:

@@ -87,6 +87,7 @@ class TestDatabaseBehindHead:
             assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
 
 
+@pytest.mark.slow
 async def test_a_thousand_refused_requests_check_the_revision_once_a_second(empty_url: URL) -> None:
     app = create_app(Settings(database_url=empty_url))
     async with running(app) as client:

@@ -100,6 +100,7 @@ def test_a_host_that_no_request_names_is_refused(monkeypatch: pytest.MonkeyPatch
         Settings.from_environment()
 
 
+@pytest.mark.slow
 def test_make_drift_leaves_the_databases_of_the_environment_alone(tmp_path: Path) -> None:
     database = tmp_path / "database.db"
     changes = {"MIGRATION_DATABASE_URL": f"sqlite:///{database}", "DATABASE_POOLER": "transaction"}

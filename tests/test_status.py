@@ -58,6 +58,7 @@ def test_status_changes_nothing(empty_url: URL) -> None:
     assert run_in_transaction(empty_url, lambda connection: connection.dialect.get_table_names(connection)) == []
 
 
+@pytest.mark.slow
 def test_an_invalid_index_is_listed(postgres_url: URL) -> None:
     execute(postgres_url, "INSERT INTO hero (name, secret_name) VALUES ('twice', 'x'), ('twice', 'x')")
 

@@ -103,6 +103,7 @@ def test_without_an_endpoint_nothing_of_the_sdk_is_imported(sqlite_url: URL) -> 
     assert (served.returncode, served.stdout.strip()) == (0, "")
 
 
+@pytest.mark.slow
 def test_a_provider_that_something_else_has_set_stays(sqlite_url: URL, tmp_path: Path) -> None:
     script = CONFIGURE + SERVE + "assert trace.get_tracer_provider() is theirs\n"
     changes = {"DATABASE_URL": render_url(sqlite_url), "PYTHONPATH": str(ROOT), **ENDPOINT}

@@ -102,6 +102,7 @@ def test_an_upgrade_refuses_a_row_that_an_earlier_release_has_adopted(empty_url:
     refuse(empty_url, TOO_LONG)
 
 
+@pytest.mark.slow
 def test_the_command_names_the_first_rows_and_fails(empty_url: URL) -> None:
     rows = ", ".join(f"({number}, '{RANDOM}', 1, 'x')" for number in range(1, 26))
     execute(empty_url, *tutorial_ddl(empty_url), f"{INSERT} {rows}")

@@ -217,6 +217,7 @@ class TestConcurrentUpgrades:
         assert times_run(log.read_text(), SCRIPT) == each_once(SCRIPT)
         assert revision_of(empty_url) == HEAD
 
+    @pytest.mark.slow
     def test_eight_upgrades_wait_for_the_migration_lock_and_run_each_revision_once(
         self, half_url: URL, tmp_path: Path
     ) -> None:
@@ -248,6 +249,7 @@ class TestConcurrentUpgrades:
         assert status == 0, said
         assert revision_of(url) == "rename_7"
 
+    @pytest.mark.slow
     def test_an_upgrade_that_never_gets_the_migration_lock_changes_nothing(self, half_url: URL) -> None:
         before = describe_schema(half_url)
         with held_migration_lock(half_url):
@@ -316,7 +318,7 @@ class TestKilled:
         ("number", "step"),
         [
             ("SIGKILL", 13),
-            pytest.param("SIGKILL", 1, marks=pytest.mark.slow),
+            pytest.param("SIGKILL", 3, marks=pytest.mark.slow),
             pytest.param("SIGINT", 3, marks=pytest.mark.slow),
         ],
     )
