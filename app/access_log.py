@@ -1,6 +1,7 @@
 """The access log: a line for each request, when its response has been sent."""
 
 import logging
+import re
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,6 +13,7 @@ from starlette.types import Scope
 log = logging.getLogger("app.access")
 
 UNKNOWN = "an unknown path"
+ADDRESS = re.compile(r"[0-9A-Fa-f.:]{2,45}")
 PROBES = {"/livez", "/readyz"}  # logged at DEBUG if they succeed: there can be two in a second
 
 
@@ -32,7 +34,8 @@ class RequestLog:
         level = logging.DEBUG if route in PROBES and self.status and self.status < 400 else logging.INFO
         if not log.isEnabledFor(level):
             return
-        client = scope["client"][0] if scope.get("client") else None
+        client = scope["client"][0] if scope.get("client") else ""
+        client = client if ADDRESS.fullmatch(client) else None  # a proxy may pass on any text as X-Forwarded-For
         fields = {
             "client": client,
             "method": self.method,

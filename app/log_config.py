@@ -104,7 +104,7 @@ class Formatter(logging.Formatter):
 
     def formatException(self, ei: Any) -> str:  # noqa: N802 - overrides
         """Format an exception."""
-        return describe_with_traceback(ei[1])
+        return describe_with_traceback(ei[1]) if ei[1] else ""
 
 
 class TextFormatter(Formatter):

@@ -117,7 +117,8 @@ def create_app(settings: Settings) -> FastAPI:
     openapi.install(app)
     answer_both_spellings(app)
     if settings.allowed_hosts:
-        app.add_middleware(TrustedHostMiddleware, allowed_hosts=settings.allowed_hosts, www_redirect=False)
+        hosts = [*settings.allowed_hosts, "127.0.0.1"]  # which the health check of the image names
+        app.add_middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)
     cors = None
     if settings.cors_origins:
         cors = partial(

@@ -66,7 +66,7 @@ class RequestMiddleware:
             is_body = message["type"] == "http.response.body"
             if message["type"] == "http.response.start":
                 request.status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request.id.encode())]
+                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request.id.encode())]
                 message["headers"] += self.missing_headers(message["headers"])
                 message["headers"] += [*recent_write_headers(state), *trace_headers]
             elif is_head and is_body:

@@ -20,7 +20,7 @@ from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader
 from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
-from opentelemetry.trace import ProxyTracerProvider
+from opentelemetry.trace import ProxyTracerProvider, SpanContext
 from opentelemetry.trace.status import Status
 from pythonjsonlogger.core import RESERVED_ATTRS
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -60,18 +60,22 @@ class Exporter:
         self._traces = "traces" in signals
         if self._traces:
             tracer_provider = TracerProvider(resource=resource, shutdown_on_exit=False)
-            tracer_provider.add_span_processor(SpanExporter(OTLPSpanExporter()))
-            trace.set_tracer_provider(tracer_provider)
+            tracer_provider.add_span_processor(RedactingSpanProcessor(OTLPSpanExporter()))
             self._providers.append(tracer_provider)
         if "metrics" in signals:
             reader = PeriodicExportingMetricReader(OTLPMetricExporter())
             meter_provider = MeterProvider([reader], resource, shutdown_on_exit=False)
-            metrics.set_meter_provider(meter_provider)
             self._providers.append(meter_provider)
         if "logs" in signals:
             logger_provider = build_logger_provider(resource)
             self._providers.append(logger_provider)
-            handler = LogExporter(logger_provider)
+            handler = LogRecordHandler(logger_provider)
+        # Now that nothing can fail any more: a global provider stays.
+        if "traces" in signals:
+            trace.set_tracer_provider(tracer_provider)
+        if "metrics" in signals:
+            metrics.set_meter_provider(meter_provider)
+        if "logs" in signals:
             for name in OURS:
                 logging.getLogger(name).addHandler(handler)
 
@@ -101,7 +105,7 @@ class Exporter:
             thread.join(max(0, deadline - time.monotonic()))
 
 
-class SpanExporter(BatchSpanProcessor):
+class RedactingSpanProcessor(BatchSpanProcessor):
     """Exports spans in batches, without values that a client has sent or that a database repeats."""
 
     def on_end(self, span: ReadableSpan) -> None:
@@ -112,7 +116,8 @@ class SpanExporter(BatchSpanProcessor):
 def without_values(span: ReadableSpan) -> ReadableSpan:
     """Return a span without the values of its query, and without the messages and tracebacks of exceptions."""
     found = span.attributes or {}
-    if QUERY not in found and not span.status.description and not span.events:
+    state = span.context.trace_state or (span.parent and span.parent.trace_state)
+    if QUERY not in found and not span.status.description and not span.events and not state:
         return span
     attributes = dict(found)
     query = attributes.get(QUERY)
@@ -120,8 +125,8 @@ def without_values(span: ReadableSpan) -> ReadableSpan:
         attributes[QUERY] = urlencode([(name, "REDACTED") for name, _ in parse_qsl(str(query), keep_blank_values=True)])
     return ReadableSpan(
         name=span.name,
-        context=span.context,
-        parent=span.parent,
+        context=without_state(span.context),
+        parent=without_state(span.parent) if span.parent else None,
         resource=span.resource,
         attributes=attributes,
         events=[without_message(event) for event in span.events],
@@ -134,6 +139,11 @@ def without_values(span: ReadableSpan) -> ReadableSpan:
     )
 
 
+def without_state(context: SpanContext) -> SpanContext:
+    """Return the ids of a span without its trace state, which is a header of the client."""
+    return SpanContext(context.trace_id, context.span_id, context.is_remote, context.trace_flags)
+
+
 def without_message(event: Event) -> Event:
     """Return an event without the message and the traceback of its exception, if it is one."""
     attributes = {
@@ -144,7 +154,7 @@ def without_message(event: Event) -> Event:
     return Event(event.name, attributes, event.timestamp)
 
 
-class LogExporter(logging.Handler):
+class LogRecordHandler(logging.Handler):
     """Exports log lines as log records, with the id of their request, and the trace and span that they belong to.
 
     The SDK has a deprecated handler, and a package another: both export the whole text of exceptions.

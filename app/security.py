@@ -63,7 +63,8 @@ class TokenBearer(HTTPBearer):
 
     async def __call__(self, request: HTTPConnection) -> None:
         """Authorize a request of a router with this dependency. FastAPI calls it when the body is decoded."""
-        self.authorize(request.scope)
+        if "caller" not in request.scope.get("state", {}):  # else an AdmissionRoute has done it on arrival
+            self.authorize(request.scope)
 
     def authorize(self, scope: Scope) -> None:
         """Authorize a request, and keep its caller in its state.
@@ -146,7 +147,7 @@ def parse_tokens(text: object, separator: str = ",") -> object:
     """Parse tokens, each as `name:scopes:hash`. What is no text is returned as it is.
 
     Raises:
-        ValueError: one is malformed, or is there twice. The message has its number, and does not repeat it.
+        ValueError: there is none, or one is malformed or there twice. The message has its number, and not itself.
     """
     if not isinstance(text, str):
         return text
@@ -161,6 +162,8 @@ def parse_tokens(text: object, separator: str = ",") -> object:
         if token.digest in tokens:
             raise ValueError(f"entry {number} has the hash of an earlier one")
         tokens[token.digest] = token
+    if not tokens:  # a secret that was lost on its way does not open the service
+        raise ValueError("there is no token in it, and without any everyone could read and write")
     return tuple(tokens.values())
 
 
@@ -177,9 +180,7 @@ def read_tokens(path: object) -> object:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "it is not UTF-8"
         raise ValueError(f"the file can't be read: {reason}") from None
-    if tokens := parse_tokens(text, "\n"):
-        return tokens
-    raise ValueError("the file has no token, and without any everyone could read and write")
+    return parse_tokens(text, "\n")
 
 
 def main(arguments: list[str]) -> None:

@@ -158,6 +158,18 @@ class Settings(BaseSettings):
         description="`false`: `/docs` and `/openapi.json` are 404.",
     )
 
+    @field_validator("tokens_file")
+    @classmethod
+    def check_tokens(cls, tokens: tuple[Token, ...], info: ValidationInfo) -> tuple[Token, ...]:
+        """Refuse a token that is in both.
+
+        Raises:
+            ValueError: one is.
+        """
+        if {token.digest for token in tokens} & {token.digest for token in info.data.get("tokens", ())}:
+            raise ValueError("a token in it is in TOKENS too")
+        return tokens
+
     @field_validator("database_replica_url")
     @classmethod
     def check_replica(cls, url: URL | None, info: ValidationInfo) -> URL | None:

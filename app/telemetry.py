@@ -6,6 +6,7 @@ All of that costs nothing until `otlp.py` sets a provider, which needs the extra
 
 import logging
 import os
+import re
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from urllib.parse import urlsplit
@@ -24,6 +25,7 @@ log = logging.getLogger(__name__)
 # Its own setup waits at the end for a collector that does not answer, and its log records contain exception messages.
 FASTAPI_TELEMETRY: TelemetryConfig = {"auto_configure": False, "logs": False}
 
+HEADER = re.compile(r"\s*[^\s=:]+\s*=")
 SIGNALS = ("traces", "metrics", "logs")
 
 _observed: list[tuple[Collection[ConnectionPool], Schema]] = []  # of each lifespan that runs in this process
@@ -80,6 +82,9 @@ def _is_requested(signal: str) -> bool:
     protocol = _read(f"OTEL_EXPORTER_OTLP_{signal}_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")
     if protocol not in {"", "http/protobuf"}:
         raise ValueError("OTEL_EXPORTER_OTLP_PROTOCOL can be http/protobuf, which collectors accept on port 4318.")
+    headers = _read(f"OTEL_EXPORTER_OTLP_{signal}_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
+    if not all(HEADER.match(header) for header in headers.split(",") if header.strip()):  # else the SDK logs the key
+        raise ValueError("OTEL_EXPORTER_OTLP_HEADERS has to be a list such as name=value,other=value.")
     if urlsplit(endpoint).scheme not in {"http", "https"}:
         raise ValueError("OTEL_EXPORTER_OTLP_ENDPOINT has to be a URL such as http://localhost:4318.")
     return True

@@ -204,3 +204,18 @@ async def test_a_request_that_is_cancelled_before_its_response_has_a_line_withou
     (line,) = lines(caplog)
     assert (line["status"], line["is_complete"]) == (None, False)
     assert " GET /wait no status in " in line["message"]
+
+
+@pytest.mark.parametrize(
+    ("client_name", "logged"),
+    [("10.0.0.1", "10.0.0.1"), ("2001:db8::1", "2001:db8::1"), ("x GET /heroes/ 200\x85 in 1 ms", None), ("", None)],
+)
+async def test_a_client_has_an_address_or_no_name(
+    app: FastAPI, caplog: pytest.LogCaptureFixture, client_name: str, logged: str | None
+) -> None:
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app, client=(client_name, 1))
+        async with httpx.AsyncClient(transport=transport, base_url="http://heroes.test") as client:
+            await client.get("/heroes/1")
+    assert [line["client"] for line in lines(caplog)] == [logged]
+    assert not client_name or logged or client_name not in caplog.text

@@ -13,6 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
+from app import log_config
 from app.settings import Settings
 from tests.support.alembic_commands import alembic, migrate
 from tests.support.heroes import DEADPOND
@@ -103,6 +104,10 @@ class TestFormat:
         (record,) = [record for record in read_json((tmp_path / "log").read_text()) if record.get("trace_id") == trace]
         assert record["logger"] == "app.access"
         assert re.fullmatch("[0-9a-f]{16}", record["span_id"])
+
+    def test_a_line_with_an_exception_where_there_is_none_is_a_line(self) -> None:
+        record = logging.LogRecord("app", logging.ERROR, "x.py", 1, "said", None, (None, None, None))
+        assert log_config.TextFormatter().format(record).endswith("ERROR app: said")
 
     def test_warnings_and_errors_that_nothing_handles_are_lines_without_values(self) -> None:
         code = f"""

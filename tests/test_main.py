@@ -171,6 +171,8 @@ class TestHosts:
         async with running(create_app(Settings(database_url=sqlite_url, allowed_hosts=hosts))) as client:
             for host in ("heroes.example", "HEROES.example:8000", "api.heroes.example", "10.0.0.5:1", "[::1]:8000"):
                 assert (await client.get("/heroes/", headers={"Host": host})).status_code == 200, host
+            for host in ("127.0.0.1", "127.0.0.1:8000"):  # the health check of the image
+                assert (await client.get("/livez", headers={"Host": host})).status_code == 200, host
             for host in ("evil.example", "evilheroes.example", "heroes.example.evil.example", "10.0.0.6", "[::2]", ""):
                 for path in ("/heroes/", "/livez", "/nowhere"):
                     response = await client.get(path, headers={"Host": host})

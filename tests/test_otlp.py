@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from sqlalchemy import URL
 
-from app.otlp import SpanExporter
+from app.otlp import RedactingSpanProcessor
 from tests.support.alembic_commands import HEAD
 from tests.support.heroes import DEADPOND
 from tests.support.locks import write_lock
@@ -94,11 +94,13 @@ def test_a_request_is_a_span_that_contains_its_statement(traced: Traced) -> None
 
 
 def test_the_trace_of_the_client_is_continued(traced: Traced) -> None:
-    response = traced.client.get("/heroes/", headers={"traceparent": f"00-{TRACE}-{PARENT}-01"})
+    sent = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": f"vendor={MARK}"}
+    response = traced.client.get("/heroes/", headers=sent)
     span = traced.span_of(response)
     assert (span.trace_id, span.parent_id) == (TRACE, PARENT)
     assert {each.trace_id for each in traced.descendants_of(span)} == {TRACE}
     assert response.headers["traceresponse"] == f"00-{TRACE}-{span.span_id}-01"
+    assert not any(MARK.encode() in each for each in traced.receiver.requests)
 
 
 def test_a_response_has_the_ids_of_the_trace_that_it_began(traced: Traced) -> None:
@@ -239,7 +241,7 @@ def test_a_log_line_has_the_ids_of_its_request_and_an_error_no_values(url: URL, 
 def test_an_exported_exception_has_neither_message_nor_traceback() -> None:
     exported = InMemorySpanExporter()
     provider = TracerProvider(shutdown_on_exit=False)
-    provider.add_span_processor(SpanExporter(exported))
+    provider.add_span_processor(RedactingSpanProcessor(exported))
     with pytest.raises(ValueError, match=MARK), provider.get_tracer("test").start_as_current_span("connect"):
         raise ValueError(MARK)
     provider.shutdown()

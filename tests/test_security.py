@@ -367,6 +367,16 @@ class TestDocumentation:
                 assert (response.status_code == 401) == ("security" in operation), (method, path)
 
 
+async def test_every_operation_but_the_probes_needs_a_token(sqlite_url: URL) -> None:
+    app = create_app(Settings(database_url=sqlite_url, tokens=TOKENS))
+    operations = [(method, path) for path, methods in app.openapi()["paths"].items() for method in methods]
+    assert len(operations) > 7
+    async with running(app) as client:
+        for method, path in operations:
+            response = await client.request(method, re.sub("{.*?}", "1", path))
+            assert (response.status_code == 401) == (path not in {"/livez", "/readyz"}), path
+
+
 class TestSettings:
     def read(self, monkeypatch: pytest.MonkeyPatch, **variables: object) -> Settings:
         for name, value in variables.items():
@@ -392,8 +402,19 @@ class TestSettings:
             for token, status in ((OLD_TOKEN, 200), (READ_TOKEN, 200), (TOKEN, 401)):
                 assert (await client.get("/heroes/", headers=bearing(token))).status_code == status
 
-    def test_an_empty_variable_is_no_tokens(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        assert self.read(monkeypatch, TOKENS="").tokens == ()
+    @pytest.mark.parametrize("lost", ["", " ", ",", "# later"])
+    def test_a_secret_that_was_lost_on_its_way_does_not_open_the_service(
+        self, monkeypatch: pytest.MonkeyPatch, lost: str
+    ) -> None:
+        with pytest.raises(
+            SystemExit, match=r"^TOKENS: there is no token in it, and without any everyone could read and write.$"
+        ):
+            self.read(monkeypatch, TOKENS=lost)
+
+    def test_a_token_that_is_in_both_settings_is_refused(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+        (tmp_path / "tokens").write_text(entry("one", "read+write", "x"))
+        with pytest.raises(SystemExit, match=r"^TOKENS_FILE: a token in it is in TOKENS too.$"):
+            self.read(monkeypatch, TOKENS=entry("two", "read", "x"), TOKENS_FILE=tmp_path / "tokens")
 
     @pytest.mark.parametrize(
         "bad",
@@ -431,8 +452,8 @@ class TestSettings:
         ("content", "sentence"),
         [
             (None, "the file can't be read: No such file or directory"),
-            (b"", "the file has no token, and without any everyone could read and write"),
-            (b"# none\n\n", "the file has no token, and without any everyone could read and write"),
+            (b"", "there is no token in it, and without any everyone could read and write"),
+            (b"# none\n\n", "there is no token in it, and without any everyone could read and write"),
             (b"\xff", "the file can't be read: it is not UTF-8"),
         ],
     )

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
+from opentelemetry import trace
 from sqlalchemy import URL
 
 from app.main import create_app
@@ -68,6 +69,8 @@ def test_a_signal_is_exported_if_it_has_an_endpoint_and_is_not_turned_off(
         ({"OTEL_EXPORTER_OTLP_LOGS_PROTOCOL": "http/json"}, "OTEL_EXPORTER_OTLP_PROTOCOL can be http/protobuf"),
         ({"OTEL_METRICS_EXPORTER": "prometheus"}, "OTEL_METRICS_EXPORTER can be otlp or none"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "user:password@collector:4318"}, "has to be a URL such as"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "Authorization: Bearer password="}, "has to be a list such as name=value"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "-5"}, "ValueError"),
     ],
 )
 async def test_what_is_not_supported_is_one_warning_and_the_service_starts(
@@ -83,7 +86,8 @@ async def test_what_is_not_supported_is_one_warning_and_the_service_starts(
     (warning,) = (record.getMessage() for record in caplog.records if record.name == "app.telemetry")
     assert warning.startswith("No telemetry is exported: ")
     assert sentence in warning
-    assert "password" not in warning
+    assert "password" not in caplog.text
+    assert isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider)  # nothing is half set up
 
 
 async def test_without_the_extra_the_service_starts_with_one_warning(

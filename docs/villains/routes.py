@@ -24,10 +24,10 @@ UserId = Annotated[int, Header(ge=1, le=INT64, description="The hero who asks.",
 
 
 async def get_current_user(session: SessionDep, x_user_id: UserId) -> Hero:
-    """Load the hero who asks, by the session of the handler. A service has a token in place of the id."""
+    """Load the hero who asks, by the session of the handler. A header proves nothing: a service has a token there."""
     user = await session.get(Hero, x_user_id)
     if user is None:
-        raise HTTPException(401, "Unknown user")
+        raise HTTPException(401, "Unknown user", {"WWW-Authenticate": "Bearer"})
     return user
 
 
