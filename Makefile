@@ -15,7 +15,7 @@ NGINX := $(or $(shell PATH="$$PATH:/usr/sbin" command -v nginx),.nginx/usr/sbin/
 PGBOUNCER := $(or $(TEST_PGBOUNCER),$(shell PATH="$$PATH:/usr/sbin" command -v pgbouncer),.pgbouncer/usr/sbin/pgbouncer)
 
 # The tests that run through PgBouncer too.
-CONTRACT := batch contract etags export heroes idempotency pagination pooled_session
+CONTRACT := batch contract export heroes idempotency pooled_session
 
 # Each process has its own Postgres, and waits for half of the time: four are faster than two, on two CPUs. Each starts
 # with a run of neighbouring tests, so that fixtures of a module or of a kind of database are mostly created once.
@@ -61,7 +61,7 @@ test: install ## Run the tests, on SQLite and on a Postgres that they start
 	$(BIN)/pytest $(PARALLEL)
 
 test-slow: install ## Run the slow tests
-	$(BIN)/pytest -m slow $(PARALLEL) $(call MARKED,slow)
+	$(BIN)/pytest -m slow $(PARALLEL) tests/test_copy.py $(call MARKED,slow)  # the longest first
 
 test-chaos: install ## Run the tests that break the network, the database or the process under a running service
 	$(BIN)/pytest -m chaos $(PARALLEL) $(call MARKED,chaos)
