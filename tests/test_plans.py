@@ -12,15 +12,16 @@ from urllib.parse import parse_qs, urlsplit
 import asyncpg
 import httpx
 import pytest
-from sqlalchemy import URL, event
+from sqlalchemy import URL, Connection, event, text
 from sqlalchemy.engine import Engine
+from sqlmodel import SQLModel
 
 from app.main import create_app
 from app.settings import Settings
 from app.urls import is_sqlite
 from tests.support.app_client import running
 from tests.support.databases import Databases
-from tests.support.sql import execute
+from tests.support.sql import run_in_transaction
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +61,17 @@ Statement = tuple[str, tuple[Any, ...]]
 def million(databases: Databases) -> Iterator[URL]:
     """A database with a million heroes, many of one name and one age."""
     url = databases.migrated()
-    execute(url, FILL.replace("x * 7919", "x::bigint * 7919") if not is_sqlite(url) else FILL)
+    fill = text(FILL if is_sqlite(url) else FILL.replace("x * 7919", "x::bigint * 7919"))
+    indexes = SQLModel.metadata.tables["hero"].indexes
+
+    def fill_before_indexing(connection: Connection) -> None:  # a tenth of the time
+        for index in indexes:
+            index.drop(connection)
+        connection.execute(fill)
+        for index in indexes:
+            index.create(connection)
+
+    run_in_transaction(url, fill_before_indexing)
     if not is_sqlite(url):
 
         async def vacuum() -> None:

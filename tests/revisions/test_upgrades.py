@@ -319,7 +319,7 @@ class TestKilled:
         [
             ("SIGKILL", 13),
             pytest.param("SIGKILL", 5, marks=pytest.mark.slow),
-            pytest.param("SIGINT", 5, marks=pytest.mark.slow),
+            pytest.param("SIGINT", 9, marks=pytest.mark.slow),
         ],
     )
     def test_after_a_kill_at_any_point_the_next_upgrade_gives_the_same_result(
