@@ -10,7 +10,7 @@ ENV PATH=/venv/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     DATABASE_URL=sqlite:////data/database.db \
     SQLITE_TMPDIR=/data
-# Nothing installs packages here, so neither can an intruder: pip and its bundled copy are removed.
+# Nothing installs packages here: pip and its bundled copy are removed.
 RUN pip uninstall --yes --root-user-action=ignore pip && \
     python -c "import ensurepip, shutil; shutil.rmtree(ensurepip.__path__[0])"
 WORKDIR /heroes

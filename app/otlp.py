@@ -71,7 +71,7 @@ class Exporter:
             self._providers.append(logger_provider)
             handler = LogRecordHandler(logger_provider)
         # Now that nothing can fail any more: a global provider stays.
-        if "traces" in signals:
+        if self._traces:
             trace.set_tracer_provider(tracer_provider)
         if "metrics" in signals:
             metrics.set_meter_provider(meter_provider)
