@@ -1,6 +1,9 @@
 """CPU per request of the working tree against an older revision, in-process on Postgres.
 
     .venv-bench/bin/python -m bench.inprocess --revision a662f08
+    .venv-bench/bin/python -m bench.inprocess --python /path/to/another/environment/bin/python
+
+The second line compares the committed tree with itself on another Python, which has the same requirements installed.
 
 No sockets, no load generator: the ASGI app is called directly, and `time.process_time` is read around a few dozen
 requests. Both trees are ready at the same time, each in a process of its own, and take turns of some 20 ms in
@@ -28,10 +31,10 @@ DRIVER = Path(__file__).with_name("asgi_driver.py")
 class Driver:
     """A process that drives the app of one tree."""
 
-    def __init__(self, root: Path, url: str, log_level: str) -> None:
+    def __init__(self, root: Path, url: str, log_level: str, python: str = sys.executable) -> None:
         self._process = subprocess.Popen(  # noqa: S603 - this project's own script
             # -P: the tree's modules are found, and not those beside the script.
-            [sys.executable, "-P", str(DRIVER)],
+            [python, "-P", str(DRIVER)],
             cwd=root,
             env={"DATABASE_URL": url, "LOG_LEVEL": log_level, "PYTHONPATH": str(root)},
             stdin=subprocess.PIPE,
@@ -65,6 +68,7 @@ def main() -> None:
     """Measure, and print µs per request and the ratio of each operation."""
     parser = argparse.ArgumentParser(description="Compare CPU per request with a revision, in-process on Postgres.")
     parser.add_argument("--revision", default="HEAD", help="a commit of this repository (default: HEAD)")
+    parser.add_argument("--python", default=sys.executable, help="the interpreter that runs it (default: this one)")
     parser.add_argument("--operations", nargs="+", choices=OPERATIONS, default=list(OPERATIONS))
     parser.add_argument("--starts", type=int, default=4, help="process starts: each has its own memory layout")
     parser.add_argument("--rounds", type=int, default=60, help="pairs per start")
@@ -80,7 +84,10 @@ def main() -> None:
         for _ in range(options.starts):
             database.reset()
             level = options.log_level
-            with Driver(roots[0], database.url, level) as ours, Driver(roots[1], database.url, level) as theirs:
+            with (
+                Driver(roots[0], database.url, level) as ours,
+                Driver(roots[1], database.url, level, options.python) as theirs,
+            ):
                 for number in range(options.rounds + 1):
                     for operation in options.operations:
                         found = {}

@@ -83,10 +83,10 @@ async def test_the_export_is_compressed_if_the_client_accepts_gzip(client: httpx
     assert plain.text.count("\n") == hero_count
 
 
-async def test_chunks_are_sent_as_they_are_read_compressed_or_not(app: FastAPI, url: URL, hero_count: int) -> None:
-    del url
+async def test_chunks_are_sent_as_they_are_read_compressed_or_not(app: FastAPI, hero_count: int) -> None:
     for encoding in (b"identity", b"gzip"):
-        chunks = [chunk async for chunk in exported_chunks(app, encoding)]
+        async with running(app):
+            chunks = [chunk async for chunk in exported_chunks(app, encoding)]
         assert len([chunk for chunk in chunks if chunk]) >= 3
         text = b"".join(chunks)
         assert (gzip.decompress(text) if encoding == b"gzip" else text).count(b"\n") == hero_count

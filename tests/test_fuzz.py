@@ -107,18 +107,21 @@ def check(ports: tuple[int, int], request: bytes) -> None:
         assert json.loads(body).keys() == {"detail"}
 
 
+@pytest.mark.slow
 @fuzzed(10 * EXAMPLES)
 @given(request=requests)
 def test_any_request_gets_the_same_response_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
     check(ports, request)
 
 
+@pytest.mark.slow
 @fuzzed(10 * EXAMPLES)
 @given(request=written_heroes | changes)
 def test_any_body_gets_the_same_response_on_both_databases(ports: tuple[int, int], request: bytes) -> None:
     check(ports, request)
 
 
+@pytest.mark.slow
 @fuzzed(5 * EXAMPLES)
 @given(request=st.binary())
 @example(request=b"\0" * 70_000)

@@ -430,6 +430,7 @@ def pair(module_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     assert "Traceback" not in log.read_text()
 
 
+@pytest.mark.slow
 def test_two_processes_respond_as_the_model_does(module_url: URL, pair: list[Process]) -> None:
     steps = count()
     machine = partial(HeroMachine, module_url, pair, steps)

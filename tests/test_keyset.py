@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, date, datetime, timedelta
 from decimal import Decimal
 from enum import StrEnum
@@ -27,6 +27,9 @@ from app.database import CodePoints, build_engine
 from app.inputs import UTC_DATETIME
 from app.keyset import CHUNK, KeysetPaginator
 from app.pagination import PageQuery
+from app.urls import is_sqlite
+from tests.support.databases import Databases
+from tests.support.sql import run_in_transaction
 
 
 class Status(StrEnum):
@@ -128,7 +131,7 @@ VALUES: dict[str, list[Any]] = {
 }
 ROWS = [
     {"id": number, **{name: values[number * 7 // 3 % len(values)] for name, values in VALUES.items()}}
-    for number in range(1, 61)
+    for number in range(1, 37)
 ]
 
 
@@ -151,11 +154,20 @@ def rendered(rows: list[dict[str, Any]]) -> list[Any]:
     return list(json.loads(items.dump_json(items.validate_python(rows))))
 
 
+@pytest.fixture(scope="module")
+def items_url(databases: Databases) -> Iterator[URL]:
+    """A database with the table, which the tests share."""
+    url = databases.empty()
+    run_in_transaction(url, Item.metadata.create_all)
+    yield url
+    databases.drop(url)
+
+
 @pytest.fixture
-async def engine(empty_url: URL) -> AsyncIterator[AsyncEngine]:
-    engine = build_engine(empty_url, {})
+async def engine(items_url: URL) -> AsyncIterator[AsyncEngine]:
+    engine = build_engine(items_url, {})
     async with engine.begin() as connection:
-        await connection.run_sync(Item.metadata.create_all)
+        await connection.execute(text("DELETE FROM item" if is_sqlite(items_url) else "TRUNCATE item RESTART IDENTITY"))
     yield engine
     await engine.dispose()
 
@@ -235,7 +247,7 @@ class TestColumns:
             ("min_weight=0.30000000000000004", lambda row: row["weight"] is not None and row["weight"] > 0.3),
             (f"key={UUID(int=1)}", lambda row: row["key"] == UUID(int=1)),
             ("status=1 waiting", lambda row: row["status"] == Status.WAITING),
-            ("after_id=30", lambda row: row["id"] > 30),
+            ("after_id=18", lambda row: row["id"] > 18),
             ("shorter_than=2", lambda row: row),
         ],
         ids=lambda value: value.partition("=")[0] if isinstance(value, str) else "",
@@ -248,7 +260,7 @@ class TestColumns:
         response = await client.get(f"/items/?{query}&count=exact&limit=0")
         assert response.headers["X-Total-Count"] == str(len(kept))
         limit = len(kept) // 3  # three pages or more
-        for sort in (*SORTS, *(f"-{name}" for name in SORTS)):
+        for sort in ("id", "-name", "created_at", "-price", "status"):
             found = await walk(client, f"/items/?{query}&sort={sort}&limit={limit}")
             assert [item["id"] for item in found] == expected(sort, kept), sort
 

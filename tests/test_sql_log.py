@@ -2,7 +2,6 @@
 
 import json
 import logging
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -45,15 +44,15 @@ def send_values(client: httpx.Client, url: URL) -> None:
     assert client.delete(path).status_code == 200
 
 
-@pytest.fixture
-def records(url: URL, tmp_path: Path) -> list[dict[str, Any]]:
+@pytest.fixture(scope="module")
+def records(module_url: URL, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What the service has logged of statements with values."""
-    log = tmp_path / "log"
+    log = tmp_path_factory.mktemp("service") / "log"
     with (
-        running_service(url, log, LOG_FORMAT="json", LOG_LEVEL="DEBUG") as service,
+        running_service(module_url, log, LOG_FORMAT="json", LOG_LEVEL="DEBUG") as service,
         httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client,
     ):
-        send_values(client, url)
+        send_values(client, module_url)
     return [record for line in log.read_text().splitlines() if (record := json.loads(line))["logger"] == "app.sql"]
 
 

@@ -24,6 +24,7 @@ from app.database import build_engine
 from app.main import open_sessionmaker
 from app.sessions import SessionDep, get_session
 from app.settings import Settings
+from tests.support.app_client import running
 from tests.support.sql import fetch_value, run_in_transaction
 
 CHAPTERS = registry()  # else the tables would be among those of this project
@@ -196,6 +197,12 @@ async def app(chapters_url: URL) -> FastAPI:
     errors.install(app)
     app.include_router(router)
     return app
+
+
+@pytest.fixture
+async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    async with running(app) as client:
+        yield client
 
 
 PREVENTERS = {"name": "Preventers", "headquarters": "Sharp Tower"}
