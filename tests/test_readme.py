@@ -4,7 +4,6 @@ import argparse
 import re
 import shlex
 from collections.abc import Iterator
-from pathlib import Path
 
 import httpx
 import pytest
@@ -84,10 +83,3 @@ def test_every_file_on_the_map_exists(path: str) -> None:
 def test_every_file_of_the_app_is_on_the_map() -> None:
     for path in (ROOT / "app").rglob("*.py"):
         assert path.name == "__init__.py" or f" {path.name} " in TOUR
-
-
-@pytest.mark.parametrize("path", [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))])
-def test_every_make_target_that_a_page_names_is_in_the_makefile(path: Path) -> None:
-    makefile = (ROOT / "Makefile").read_text()
-    for target in re.findall(r"(?:`|\$ )make ([a-z-]+)", path.read_text()):
-        assert re.search(rf"^(?:[a-z -]+ )?{target}[a-z -]*:", makefile, re.MULTILINE), target
