@@ -18,10 +18,13 @@ from alembic.config import CommandLine, Config
 from alembic.script import ScriptDirectory
 from opentelemetry import environment_variables
 from opentelemetry.sdk import environment_variables as sdk_variables
+from sqlalchemy import URL
 from uvicorn.main import main as uvicorn_command
 
 from app.settings import Settings
+from app.urls import is_sqlite
 from tests.support.processes import BIN, ROOT, run
+from tests.support.sql import execute
 
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^ *```(\w*)\n(.*?)^ *```", re.MULTILINE | re.DOTALL)
@@ -220,3 +223,18 @@ def test_each_benchmark_that_a_page_names_exists(page: Path) -> None:
     for code in inline_code(page):
         if benchmark := re.fullmatch(r"bench\.(\w+)", code):
             check_python(["-m", f"bench.{benchmark[1]}"])
+
+
+def statements() -> Iterator[str]:
+    """Yield the statements about tables that the pages let an operator execute."""
+    for page in PAGES:
+        for code in inline_code(page):
+            if re.match(r"SELECT .* FROM |DELETE FROM |ANALYZE ", code):
+                yield code
+
+
+@pytest.mark.parametrize("statement", list(statements()))
+def test_a_statement_can_be_executed(url: URL, statement: str) -> None:
+    if "pg_stat" in statement and is_sqlite(url):
+        pytest.skip("Postgres's own table")
+    execute(url, statement)
