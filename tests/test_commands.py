@@ -9,6 +9,7 @@ import shlex
 import sqlite3
 import subprocess
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -84,7 +85,7 @@ def check(command: str) -> None:
     assert subprocess.run(["bash", "-n", "-c", command], check=False).returncode == 0  # noqa: S607 - bash is wherever it is
     words = shlex.split(command.partition(" > ")[0], comments=True)
     while assigned := re.fullmatch(r"([A-Z_]+)=.*", words[0]):
-        assert is_variable(assigned[1])
+        assert assigned[1] in variables()
         words = words[1:]
     program = Path(words[0]).name
     if words[0].startswith(".venv/"):
@@ -161,17 +162,18 @@ COMMANDS = [
 ]
 
 
-def is_variable(name: str) -> bool:
-    """Tell whether the service, a target of make, Compose, a test, or a program that they start reads a variable."""
-    files = [ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "docker-compose.yml", *(ROOT / "tests").rglob("*.py")]
-    files.append(Path(uvicorn.config.__file__))
-    return (
-        name.lower() in Settings.model_fields
-        or hasattr(sdk_variables, name)
-        or hasattr(environment_variables, name)
-        or name.removeprefix("UVICORN_").lower() in UVICORN
-        or any(re.search(rf"\b{name}\b", path.read_text()) for path in files)
-    )
+@cache
+def variables() -> set[str]:
+    """Return what the service, make, Compose, a test, or a program that they start may read from the environment."""
+    files = [ROOT / "Makefile", ROOT / "Dockerfile", ROOT / "docker-compose.yml", Path(uvicorn.config.__file__)]
+    files += [path for path in (ROOT / "tests").rglob("*.py") if path != Path(__file__)]
+    return {
+        *(name.upper() for name in Settings.model_fields),
+        *(f"UVICORN_{name.upper()}" for name in UVICORN),
+        *dir(sdk_variables),
+        *dir(environment_variables),
+        *re.findall(r"\b[A-Z]+(?:_[A-Z]+)*\b", "".join(path.read_text() for path in files)),
+    }
 
 
 @pytest.mark.parametrize("command", COMMANDS)
@@ -199,7 +201,7 @@ def test_the_commands_run_one_after_the_other_on_a_new_database(tmp_path: Path) 
 def test_each_variable_that_a_page_names_is_read(page: Path) -> None:
     for code in inline_code(page):
         for name in re.findall(r"(?:^| )([A-Z]+(?:_[A-Z]+)+)\b", code):
-            assert is_variable(name) or hasattr(sqlite3, name), name
+            assert name in variables() or hasattr(sqlite3, name), name
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
