@@ -21,14 +21,12 @@ LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 LEVEL = re.compile(rf"(?:((?:{'|'.join(OURS)})(?:\.\w+)*)=)?((?i:{'|'.join(LEVELS)}))")
 
 
-def parse_levels(text: object) -> object:
+def parse_levels(text: str) -> dict[str, str]:
     """Parse a level, and those of single loggers after it: `INFO,app.sql=DEBUG`. That of the service has no name.
 
     Raises:
         ValueError: it is of another form.
     """
-    if not isinstance(text, str):
-        return text
     found = [LEVEL.fullmatch(word.strip()) for word in text.split(",")]
     levels = {match[1] or "": match[2].upper() for match in found if match}
     if None in found or len(levels) < len(found):

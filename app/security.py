@@ -143,14 +143,12 @@ def is_loopback(host: str) -> bool:
         return True
 
 
-def parse_tokens(text: object, separator: str = ",") -> object:
-    """Parse tokens, each as `name:scopes:hash`. What is no text is returned as it is.
+def parse_tokens(text: str, separator: str = ",") -> tuple[Token, ...]:
+    """Parse tokens, each as `name:scopes:hash`.
 
     Raises:
         ValueError: there is none, or one is malformed or there twice. The message has its number, and not itself.
     """
-    if not isinstance(text, str):
-        return text
     tokens: dict[bytes, Token] = {}
     for number, entry in enumerate(map(str.strip, text.split(separator)), 1):
         if not entry or entry.startswith("#"):
@@ -167,14 +165,12 @@ def parse_tokens(text: object, separator: str = ",") -> object:
     return tuple(tokens.values())
 
 
-def read_tokens(path: object) -> object:
+def read_tokens(path: str) -> tuple[Token, ...]:
     """Read a file with a token on each line. Empty lines and those that begin with # are ignored.
 
     Raises:
         ValueError: it can't be read, has no token, or one that is malformed.
     """
-    if not isinstance(path, str):
-        return path
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -35,9 +35,7 @@ def entry(name: str, scopes: str, token: str) -> str:
 
 
 def tokens_of(*entries: str) -> tuple[Token, ...]:
-    tokens = parse_tokens(",".join(entries))
-    assert isinstance(tokens, tuple)
-    return tokens
+    return parse_tokens(",".join(entries))
 
 
 TOKENS = tokens_of(
