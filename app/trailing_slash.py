@@ -6,7 +6,7 @@ A redirect costs a round trip, and Starlette builds its address from the Host he
 from urllib.parse import quote
 
 from fastapi import FastAPI, Request
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 CLIENT_PATH = "client_path"  # in the scope: the path as the client wrote it, where the route has the other spelling
 
@@ -19,19 +19,11 @@ def answer_both_spellings(app: FastAPI) -> None:
 
     async def try_other_spelling(scope: Scope, receive: Receive, send: Send) -> None:
         path = other_spelling(scope["path"])
-        if scope["type"] != "http" or CLIENT_PATH in scope or path is None:
+        if scope["type"] == "http" and CLIENT_PATH not in scope and path is not None:
+            scope[CLIENT_PATH], scope["path"] = scope["path"], path
+            await router(scope, receive, send)
+        else:
             await not_found(scope, receive, send)
-            return
-        other = {**scope, "path": path, CLIENT_PATH: scope["path"]}
-
-        async def send_with_route(message: Message) -> None:
-            scope["route"] = other.get("route")  # for the log
-            await send(message)
-
-        try:
-            await router(other, receive, send_with_route)
-        finally:
-            scope["route"] = other.get("route")
 
     router.default = try_other_spelling
 
