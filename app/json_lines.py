@@ -3,15 +3,11 @@
 The databases write text and integers to the byte as pydantic does, and other types each in its own way.
 """
 
-from collections.abc import Iterable, Sequence
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import Any
 
 from pydantic import BaseModel
-from sqlalchemy import Column, Enum, Integer, SelectBase, String, Subquery, Text, func, literal_column
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.compiler import SQLCompiler
-from sqlalchemy.sql.functions import FunctionElement
-from sqlalchemy.types import TypeEngine
+from sqlalchemy import Column, Enum, Integer, SelectBase, String, Text, func, literal_column
 from sqlmodel import AutoString, select
 from sqlmodel.sql.expression import SelectOfScalar
 
@@ -52,33 +48,11 @@ def _is_plain(schema: Any, column: Column[Any]) -> bool:
     return False
 
 
-def select_json_lines(rows: SelectBase) -> SelectOfScalar[str | None]:
+def select_json_lines(rows: SelectBase, dialect: str) -> SelectOfScalar[str | None]:
     """Select the rows as one text, with a JSON object on each line. Without rows, it is NULL."""
-    return select(JSONLines(*rows.subquery().columns))
-
-
-class JSONLines(FunctionElement[str | None]):
-    """The rows of a subquery as JSON Lines, called with the subquery's columns."""
-
-    type = cast(TypeEngine[str | None], Text())
-    inherit_cache = True
-
-    @property
-    def rows(self) -> Subquery:
-        """The subquery."""
-        first, *_ = cast(Iterable[Column[Any]], self.clauses)
-        return cast(Subquery, first.table)
-
-
-@compiles(JSONLines, "postgresql")
-def compile_postgres(lines: JSONLines, compiler: SQLCompiler, **options: Any) -> str:
-    """Join the rows' texts, since json_agg would put spaces between them."""
-    row = func.row_to_json(lines.rows.table_valued()).cast(Text)
-    return compiler.process(func.string_agg(row, literal_column("E'\\n'")), **options)
-
-
-@compiles(JSONLines, "sqlite")
-def compile_sqlite(lines: JSONLines, compiler: SQLCompiler, **options: Any) -> str:
-    """Join the rows, each as an object."""
-    pairs = [part for column in lines.rows.columns for part in (column.name, column)]
-    return compiler.process(func.group_concat(func.json_object(*pairs), func.char(10)), **options)
+    subquery = rows.subquery()
+    if dialect == "sqlite":
+        pairs = [part for column in subquery.columns for part in (column.name, column)]
+        return select(func.group_concat(func.json_object(*pairs), func.char(10)))
+    row = func.row_to_json(subquery.table_valued()).cast(Text)  # of these texts, since json_agg would write spaces
+    return select(func.string_agg(row, literal_column("E'\\n'")))

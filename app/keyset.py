@@ -107,9 +107,8 @@ class KeysetPaginator:
         """
         # No filter begins with an underscore, because no field of a pydantic model does.
         parameters = {**filters, "_limit": limit + 1}  # one more row says whether there is a next page
-        start: Start
         if isinstance(after, Position):
-            start = "null" if after.value is None else "value"
+            start: Start = "null" if after.value is None else "value"
             parameters |= {"_offset": 0, "_after_value": after.value, "_after_id": after.id}
         else:
             start = "offset" if after else "first"
@@ -208,7 +207,7 @@ class KeysetPaginator:
             reach = bindparam("_reach", type_=BigInteger) if start == "offset" else MAX_LIMIT + 1
             limited = [select(part.limit(reach).subquery()) for part in parts]
             page = union_all(*limited).limit(limit).offset(offset)
-        return select_json_lines(page) if self._by_database else select(*page.subquery().columns)
+        return select_json_lines(page, dialect) if self._by_database else select(*page.subquery().columns)
 
     def _ranges(
         self,

@@ -64,7 +64,7 @@ async def listed(url: URL, names: Sequence[str], limit: int) -> tuple[str, bytes
     async with AsyncSession(engine) as session:
         if rows:
             await session.exec(insert(HEROES), params=rows)
-        lines = (await session.exec(select_json_lines(page))).one()
+        lines = (await session.exec(select_json_lines(page, engine.dialect.name))).one()
         heroes = TypeAdapter(list[HeroPublic]).validate_python((await session.exec(page)).all(), from_attributes=True)
     await engine.dispose()
     text = f"[{(lines or '').replace(chr(10), ',')}]"
