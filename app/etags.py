@@ -19,10 +19,10 @@ VERSION = re.compile(r"[1-9][0-9]{0,18}")
 IF_MATCH = ("Only if the row has one of these ETags, else 412.", '"1"')
 # `openapi_extra` of operations that call `where_preconditions`, and of reads.
 WRITE_PRECONDITIONS = request_headers(
-    If_Match=IF_MATCH, If_None_Match=("Only if the row has none of these ETags, else 412.", '"1"')
+    {"If-Match": IF_MATCH, "If-None-Match": ("Only if the row has none of these ETags, else 412.", '"1"')}
 )
 READ_PRECONDITIONS = request_headers(
-    If_Match=IF_MATCH, If_None_Match=("Leave the body out if the row has one of these ETags.", '"1"')
+    {"If-Match": IF_MATCH, "If-None-Match": ("Leave the body out if the row has one of these ETags.", '"1"')}
 )
 
 
@@ -46,19 +46,6 @@ def format_etag(version: int) -> str:
     return f'"{version}"'
 
 
-def parse_etags(header: str) -> list[tuple[bool, str]]:
-    """Parse a list of ETags: whether each is weak, and what is in its quotes. A malformed list has none."""
-    etags, at = [], 0
-    while at < len(header):
-        member = MEMBER.match(header, at)
-        if member is None:
-            return []
-        if member[2] is not None:
-            etags.append((member[1] is not None, member[2]))
-        at = member.end()
-    return etags
-
-
 def read_list(headers: Headers, name: str) -> str | None:
     """Return a header whose lines are parts of one list, or None without it."""
     lines = headers.getlist(name)
@@ -66,13 +53,24 @@ def read_list(headers: Headers, name: str) -> str | None:
 
 
 def parse_versions(header: str, *, weak: bool) -> set[int]:
-    """Return the versions that a list of ETags names; of weak ETags only if those count."""
-    versions = {int(tag) for is_weak, tag in parse_etags(header) if weak >= is_weak and VERSION.fullmatch(tag)}
-    return {version for version in versions if version <= INT64}
+    """Return the versions that a list of ETags names; of weak ETags only if those count. A malformed list has none."""
+    versions, at = set(), 0
+    while at < len(header):
+        member = MEMBER.match(header, at)
+        if member is None:
+            return set()
+        is_weak, tag = member.groups()
+        if tag and VERSION.fullmatch(tag) and int(tag) <= INT64 and (weak or not is_weak):
+            versions.add(int(tag))
+        at = member.end()
+    return versions
 
 
-def parse_if_match(header: str) -> set[int]:
-    """Return the versions that If-Match names. A list of more than `MAX_ETAGS` has none."""
+def accepted_versions(headers: Headers) -> set[int] | None:
+    """Return the versions that If-Match accepts, None for all. A list of more than `MAX_ETAGS` accepts none."""
+    header = read_list(headers, "if-match")
+    if header is None or header == "*":
+        return None
     versions = parse_versions(header, weak=False)
     return versions if len(versions) <= MAX_ETAGS else set()
 
@@ -83,9 +81,9 @@ def where_preconditions(statement: Guarded, column: Column[int], headers: Header
     In If-Match weak ETags, those of other servers and a malformed list match no version, as RFC 9110 says. With more
     than `MAX_ETAGS` versions in either header, there is no such row.
     """
-    expected, excluded = read_list(headers, "if-match"), read_list(headers, "if-none-match")
-    if expected is not None and expected != "*":
-        statement = cast(Guarded, statement.where(column.in_(parse_if_match(expected))))
+    accepted, excluded = accepted_versions(headers), read_list(headers, "if-none-match")
+    if accepted is not None:
+        statement = cast(Guarded, statement.where(column.in_(accepted)))
     if excluded is not None:
         versions = parse_versions(excluded, weak=True)
         is_open = excluded != "*" and len(versions) <= MAX_ETAGS
@@ -95,8 +93,8 @@ def where_preconditions(statement: Guarded, column: Column[int], headers: Header
 
 def matches_if_match(version: int, headers: Headers) -> bool:
     """Tell whether If-Match accepts this version, or is not there."""
-    expected = read_list(headers, "if-match")
-    return expected is None or expected == "*" or version in parse_if_match(expected)
+    accepted = accepted_versions(headers)
+    return accepted is None or version in accepted
 
 
 def matches_if_none_match(version: int, headers: Headers) -> bool:

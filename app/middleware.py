@@ -6,7 +6,7 @@ from collections.abc import Callable
 from inspect import iscoroutinefunction
 from random import getrandbits
 
-from fastapi import Request, Response
+from fastapi import Request
 from fastapi.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -32,7 +32,7 @@ class RequestMiddleware:
     - A cookie with a backslash is removed, and the others stay: parsing it can take very long.
     - The access log has a line for each, whatever its response is.
     - HEAD runs the handler of GET and drops the body. `request.state.is_head` tells a handler that may leave work out.
-    - An unhandled error is logged once (of many equal ones: the first, and their number), and the handler that is
+    - An unhandled error is logged once (of many equal ones: the first three, and their number), and the handler that is
       registered for `Exception` responds. Starlette would call it too, but raise the error again: uvicorn then logs it
       with its whole message, which can repeat values, and closes the connection under the client's next request.
 
@@ -59,16 +59,16 @@ class RequestMiddleware:
         state["request_id"], state["is_head"] = request.id, is_head
         if is_head:
             scope = {**scope, "method": "GET"}
-        scope = rewrite(scope)
+        scope = sanitize(scope)
         trace_headers = trace_request(request.id)
 
-        async def send_with_id(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             is_body = message["type"] == "http.response.body"
             if message["type"] == "http.response.start":
                 request.status = message["status"]
-                message["headers"] = [*message.get("headers", ()), (b"x-request-id", request.id.encode())]
-                message["headers"] += self.missing_headers(message["headers"])
-                message["headers"] += [*recent_write_headers(state), *trace_headers]
+                headers = [*message.get("headers", ()), (b"x-request-id", request.id.encode())]
+                added = [NOSNIFF] if b"cache-control" in dict(headers) else self.added
+                message["headers"] = [*headers, *added, *recent_write_headers(state), *trace_headers]
             elif is_head and is_body:
                 message = {**message, "body": b""}
             await send(message)
@@ -77,9 +77,9 @@ class RequestMiddleware:
                 request.write(scope)  # now: background tasks may follow
 
         try:
-            await self.app(scope, receive, send_with_id)
+            await self.app(scope, receive, send_with_headers)
         except Exception as error:
-            await self.handle_error(error, scope, receive, send_with_id)
+            await self.handle_error(error, request, scope, receive, send_with_headers)
             if "http.response.debug" in scope.get("extensions", ()):  # TestClient, which raises it in the test
                 raise
         finally:
@@ -87,22 +87,28 @@ class RequestMiddleware:
                 request.write(scope)
             current_request.reset(token)
 
-    async def handle_error(self, error: Exception, scope: Scope, receive: Receive, send: Send) -> None:
-        """Log an unhandled error, and respond to it, unless a response has started: the server cuts that."""
+    async def handle_error(
+        self, error: Exception, request: RequestLog, scope: Scope, receive: Receive, send: Send
+    ) -> None:
+        """Log an unhandled error, and respond to it, unless a response has started: the server cuts that.
+
+        The handler that is registered for `Exception` or 500 responds, in a thread if it is not async, as in Starlette.
+        """
         # Not log.exception: it would write the whole message of a database error, which repeats values.
         if self.errors.should_log(f"{name_route(scope)}: unhandled {describe_origin(error)}"):
             log.error("%s: unhandled %s", name_route(scope), describe_with_traceback(error))
-        request = current_request.get()
-        if request is None or request.status is None:
-            response: ASGIApp = await respond_to_unexpected(Request(scope), error)
-            await (self.cors(response) if self.cors else response)(scope, receive, send)
+        if request.status is not None:
+            return
+        handlers = scope["app"].exception_handlers
+        handler = handlers.get(500) or handlers[Exception]
+        if iscoroutinefunction(handler):
+            response: ASGIApp = await handler(Request(scope), error)
+        else:
+            response = await run_in_threadpool(handler, Request(scope), error)
+        await (self.cors(response) if self.cors else response)(scope, receive, send)
 
-    def missing_headers(self, headers: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-        """Return what a response with these headers lacks."""
-        return [NOSNIFF] if b"cache-control" in dict(headers) else self.added
 
-
-def rewrite(scope: Scope) -> Scope:
+def sanitize(scope: Scope) -> Scope:
     """Return the scope without cookies that take long, and with a path that only its own route matches."""
     if b"cookie" in dict(scope["headers"]):
         scope = {**scope, "headers": [drop_slow_cookies(*header) for header in scope["headers"]]}
@@ -116,16 +122,6 @@ def drop_slow_cookies(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     if name == b"cookie" and b"\\" in value:
         value = b";".join(cookie for cookie in value.split(b";") if b"\\" not in cookie)
     return name, value
-
-
-async def respond_to_unexpected(request: Request, error: Exception) -> Response:
-    """Call the handler that is registered for `Exception` or 500, in a thread if it is not async, as Starlette does."""
-    handlers = request.app.exception_handlers
-    handler = handlers.get(500) or handlers[Exception]
-    if iscoroutinefunction(handler):
-        response: Response = await handler(request, error)
-        return response
-    return await run_in_threadpool(handler, request, error)
 
 
 def read_request_id(scope: Scope) -> str:

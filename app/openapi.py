@@ -1,5 +1,6 @@
 """OpenAPI: what the documentation says of an operation beyond what FastAPI reads from its handler."""
 
+from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
@@ -43,7 +44,7 @@ def response_headers(*names: str, status: int = 200, **described: str) -> Respon
     return {status: {"headers": headers, **described}}
 
 
-def request_headers(**described: tuple[str, str]) -> dict[str, Any]:
+def request_headers(headers: Mapping[str, tuple[str, str]]) -> dict[str, Any]:
     """Declare headers that a handler reads from its request: a description and an example for each name.
 
     A `Header` parameter would declare them too, and costs 7 to 28 µs a request.
@@ -51,13 +52,13 @@ def request_headers(**described: tuple[str, str]) -> dict[str, Any]:
     return {
         "parameters": [
             {
-                "name": name.replace("_", "-"),
+                "name": name,
                 "in": "header",
                 "required": False,
                 "description": description,
                 "schema": {"type": "string", "examples": [example]},
             }
-            for name, (description, example) in described.items()
+            for name, (description, example) in headers.items()
         ]
     }
 

@@ -10,8 +10,8 @@ import psutil
 import pytest
 from sqlalchemy import URL
 
+from app.admission import MAX_VALUES, has_more_values
 from app.heroes.routes import MAX_BATCH, MAX_BATCH_SIZE, MAX_BODY_SIZE
-from app.json_bodies import MAX_VALUES, has_more_values
 from tests.support.heroes import DEADPOND
 from tests.support.service import running_service
 
