@@ -4,11 +4,11 @@ No other file turns the exceptions of the database, the pool and the schema into
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Coroutine, Mapping
 from http import HTTPStatus
 from typing import Any
 
-from fastapi import FastAPI, Request
+from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from opentelemetry import metrics
@@ -27,6 +27,7 @@ from app.slots import PoolClosedError, PoolUnavailableError, QueueFullError, Que
 from app.trailing_slash import other_spelling
 
 log = logging.getLogger(__name__)
+refusals = Repetitions(log, limit=1)
 
 PROBLEM_JSON = "application/problem+json"
 METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
@@ -60,7 +61,6 @@ UNAVAILABLE = metrics.get_meter("app").create_counter(
     "requests.refused", unit="{request}", description="Requests that got 503, by reason."
 )
 MAX_ERRORS = 100  # that a 422 lists: a batch can have thousands
-RETRY_AFTER = {"Retry-After": "1"}  # seconds
 NOT_JSON = {"type": "json_type", "loc": ["body"], "msg": "Send JSON, with Content-Type: application/json"}
 
 
@@ -92,18 +92,6 @@ class Problem(BaseModel):
     status: int
     detail: str
     errors: list[InvalidValue] = []
-
-
-def install(app: FastAPI) -> None:
-    """Let the app respond to every error in the shape that the client asks for."""
-    app.state.refusals = Repetitions(log, limit=1)
-    app.exception_handler(StarletteHTTPException)(handle_http_exception)
-    app.exception_handler(RequestValidationError)(handle_validation_error)
-    app.exception_handler(SQLAlchemyError)(handle_database_error)
-    app.exception_handler(KeyReusedError)(handle_key_reused)
-    for unavailable in (PoolUnavailableError, SchemaUnavailableError, KeyExpiredError, ShuttingDownError):
-        app.exception_handler(unavailable)(handle_unavailable)
-    app.exception_handler(Exception)(handle_unexpected)
 
 
 async def handle_http_exception(request: Request, error: StarletteHTTPException) -> Response:
@@ -140,9 +128,7 @@ async def handle_key_reused(request: Request, error: KeyReusedError) -> Response
 
 async def handle_unavailable(request: Request, error: Exception) -> Response:
     """Respond with 503 to what may work soon."""
-    UNAVAILABLE.add(1, {"reason": REASONS.get(type(error), "database")})
-    log_unavailable(request, str(error), is_logged=isinstance(error, SchemaUnavailableError | ShuttingDownError))
-    return respond(request, 503, str(error), RETRY_AFTER)
+    return respond_unavailable(request, error, str(error), event=str(error))
 
 
 async def handle_database_error(request: Request, error: SQLAlchemyError) -> Response:
@@ -152,12 +138,10 @@ async def handle_database_error(request: Request, error: SQLAlchemyError) -> Res
         raise error
     status = REFUSED[refusal]
     detail = FULL if refusal is Refusal.FULL else PROBLEMS[status][1]
-    description = f"refused by the database: {describe_error(error)}: {detail}"
+    event = f"refused by the database: {describe_error(error)}: {detail}"
     if status == 503:
-        UNAVAILABLE.add(1, {"reason": "database"})
-        log_unavailable(request, description)
-        return respond(request, 503, detail, RETRY_AFTER)
-    log.warning("%s: %s", name_route(request.scope), description)
+        return respond_unavailable(request, error, detail, event)
+    log.warning("%s: %s", name_route(request.scope), event)
     return respond(request, status, detail)
 
 
@@ -174,11 +158,13 @@ def drop_traceback(error: Exception) -> None:
     error.__traceback__ = error.__cause__ = error.__context__ = None
 
 
-def log_unavailable(request: Request, reason: str, *, is_logged: bool = False) -> None:
-    """Log the first of the requests that are refused for a reason, unless the reason is logged already."""
-    refusals: Repetitions = request.app.state.refusals
-    if refusals.should_log(reason) and not is_logged:
-        log.warning("%s: %s", name_route(request.scope), reason)
+def respond_unavailable(request: Request, error: Exception, detail: str, event: str) -> Response:
+    """Create a 503, and count it. The log has the first of equal events."""
+    UNAVAILABLE.add(1, {"reason": REASONS.get(type(error), "database")})
+    is_logged = isinstance(error, SchemaUnavailableError | ShuttingDownError)  # where it was raised
+    if refusals.should_log(event) and not is_logged:
+        log.warning("%s: %s", name_route(request.scope), event)
+    return respond(request, 503, detail, {"Retry-After": "1"})
 
 
 def respond(request: Request, status: int, detail: Any, headers: Mapping[str, str] | None = None) -> Response:
@@ -199,14 +185,24 @@ def respond(request: Request, status: int, detail: Any, headers: Mapping[str, st
 def allowed_methods(request: Request) -> list[str]:
     """List the methods that a path supports, in either spelling and on whichever routes they are."""
     path = request.scope["path"]
-    spellings = [path, other_spelling(path) or path]
     found = {
         method
         for method in METHODS
-        for spelling in spellings
-        if any(
-            route.matches({**request.scope, "path": spelling, "method": method})[0] is Match.FULL
-            for route in request.app.routes
-        )
+        for spelling in (path, other_spelling(path) or path)
+        for route in request.app.routes
+        if route.matches({**request.scope, "path": spelling, "method": method})[0] is Match.FULL
     }
     return sorted(found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set()))
+
+
+HANDLERS: dict[int | type[Exception], Callable[[Request, Any], Coroutine[Any, Any, Response]]] = {
+    StarletteHTTPException: handle_http_exception,
+    RequestValidationError: handle_validation_error,
+    SQLAlchemyError: handle_database_error,
+    KeyReusedError: handle_key_reused,
+    KeyExpiredError: handle_unavailable,
+    PoolUnavailableError: handle_unavailable,
+    SchemaUnavailableError: handle_unavailable,
+    ShuttingDownError: handle_unavailable,
+    Exception: handle_unexpected,
+}

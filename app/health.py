@@ -5,11 +5,11 @@ from typing import Literal
 from fastapi import APIRouter, Depends
 from pydantic import BaseModel
 
-from app.openapi import error_responses, name_operation
+from app.openapi import error_responses
 from app.sessions import SessionMakerDep
 from app.shutdown import refuse_while_shutting_down
 
-router = APIRouter(tags=["health"], generate_unique_id_function=name_operation)
+router = APIRouter(tags=["health"])
 
 
 class Health(BaseModel):

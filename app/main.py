@@ -111,9 +111,10 @@ def create_app(settings: Settings) -> FastAPI:
         openapi_url="/openapi.json" if settings.docs_enabled else None,
         docs_url=None,  # swagger_ui serves it
         redoc_url=None,
+        generate_unique_id_function=openapi.name_operation,
+        exception_handlers=errors.HANDLERS,
         telemetry=FASTAPI_TELEMETRY,
     )
-    errors.install(app)
     openapi.install(app)
     answer_both_spellings(app)
     if settings.allowed_hosts:

@@ -193,8 +193,7 @@ async def app(chapters_url: URL) -> FastAPI:
         async with open_sessionmaker(Settings(database_url=chapters_url)) as app.state.sessionmaker:
             yield
 
-    app = FastAPI(lifespan=lifespan)
-    errors.install(app)
+    app = FastAPI(lifespan=lifespan, exception_handlers=errors.HANDLERS)
     app.include_router(router)
     return app
 

@@ -23,7 +23,7 @@ from app.heroes.models import HeroCreate, HeroDeleted, HeroPublic, HeroUpdate
 from app.heroes.queries import HEROES, PUBLIC, HeroFilters, HeroQuery
 from app.idempotency import IdempotencyKey, StoredResponse, run_idempotent
 from app.inputs import DIGITS, INT64, at_most
-from app.openapi import Responses, error_responses, name_operation, response_headers
+from app.openapi import Responses, error_responses, response_headers
 from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionMakerDep
 from app.streaming import JSONLinesResponse
 from app.trailing_slash import location
@@ -46,7 +46,6 @@ router = APIRouter(
     tags=["heroes"],
     responses=error_responses(422, 500, 503),
     route_class=AdmissionRoute,
-    generate_unique_id_function=name_operation,
 )
 
 # A negative id is none of this database, but it is an integer: 404, as in the tutorial.
@@ -61,14 +60,14 @@ LINE = '{"name":"Deadpond","age":48,"id":1}\n'
 LINES: Responses = {200: {"content": {JSONLinesResponse.media_type: {"schema": {"type": "string"}, "example": LINE}}}}
 
 # Statements are built once: SQLAlchemy takes as long to build one as to run it.
-SHOWN = [*PUBLIC, HEROES.c.version]
+VERSIONED = [*PUBLIC, HEROES.c.version]
 IS_THE_HERO = HEROES.c.id == bindparam("hero_id")
-CREATE = insert(HEROES).returning(*SHOWN)
+CREATE = insert(HEROES).returning(*VERSIONED)
 CREATE_ALL = insert(HEROES).returning(*PUBLIC)
-READ = select(*SHOWN).where(IS_THE_HERO)
+READ = select(*VERSIONED).where(IS_THE_HERO)
 # The parameters of an execution add what to SET: those that are named like a column.
-UPDATE = update(HEROES).where(IS_THE_HERO).values(version=HEROES.c.version + 1).returning(*SHOWN)
-DELETE = delete(HEROES).where(IS_THE_HERO).returning(*SHOWN)
+UPDATE = update(HEROES).where(IS_THE_HERO).values(version=HEROES.c.version + 1).returning(*VERSIONED)
+DELETE = delete(HEROES).where(IS_THE_HERO).returning(*VERSIONED)
 
 FIELDS = tuple(HeroPublic.model_fields)
 SECRETS = {"secret_name"}

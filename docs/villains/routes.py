@@ -7,7 +7,7 @@ from sqlalchemy.orm import selectinload
 
 from app.heroes.models import Hero
 from app.inputs import DIGITS, INT64
-from app.openapi import error_responses, name_operation, response_headers
+from app.openapi import error_responses, response_headers
 from app.sessions import ReadSessionDep, SessionDep
 from app.villains.models import Villain, VillainCreate, VillainPublic, VillainUpdate, VillainWithNemesis
 from app.villains.queries import VillainQuery
@@ -16,7 +16,6 @@ router = APIRouter(
     prefix="/villains",
     tags=["villains"],
     responses=error_responses(422, 500, 503),
-    generate_unique_id_function=name_operation,
 )
 
 VillainId = Annotated[int, Path(ge=1, le=INT64, description="The id that a response showed.", examples=[1]), DIGITS]
