@@ -55,7 +55,7 @@ class Exporter:
             raise RuntimeError("something else has configured OpenTelemetry")  # noqa: TRY004 - no argument is wrong
         own = {"service.name": service, "service.instance.id": name_process(service)}
         resource = Resource.create(own | dict(OTELResourceDetector().detect().attributes))
-        # None is shut down at exit, where the SDK waits for a collector that does not answer: up to a minute.
+        # They are not shut down at exit, where the SDK waits for a collector that does not answer: up to a minute.
         self._providers: list[Any] = []
         self._traces = "traces" in signals
         if self._traces:

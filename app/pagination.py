@@ -18,14 +18,6 @@ from app.inputs import DIGITS, INT64
 from app.keyset import MAX_LIMIT, KeysetPaginator
 from app.trailing_slash import own_path
 
-Limit = Annotated[int, Field(ge=0, le=MAX_LIMIT, description="How many rows to list at most.", examples=[10]), DIGITS]
-Offset = Annotated[int, Field(ge=0, le=INT64, description="How many rows to skip.", examples=[0]), DIGITS]
-Cursor = Annotated[
-    str | None,
-    Field(description="Where the page begins, from the `Link` of another page.", examples=["WyJhNDRiIiw0OCwxXQ"]),
-]
-Count = Annotated[Literal["exact"] | None, Field(description="Ask for `X-Total-Count`.", examples=["exact"])]
-
 
 class PageQuery(BaseModel):
     """The query parameters of a list.
@@ -36,10 +28,18 @@ class PageQuery(BaseModel):
 
     paginator: ClassVar[KeysetPaginator]
 
-    offset: Offset = 0
-    limit: Limit = MAX_LIMIT
-    cursor: Cursor = None
-    count: Count = None
+    offset: Annotated[int, Field(ge=0, le=INT64), DIGITS] = Field(
+        default=0, description="How many rows to skip.", examples=[0]
+    )
+    limit: Annotated[int, Field(ge=0, le=MAX_LIMIT), DIGITS] = Field(
+        default=MAX_LIMIT, description="How many rows to list at most.", examples=[10]
+    )
+    cursor: str | None = Field(
+        default=None,
+        description="Where the page begins, from the `Link` of another page.",
+        examples=["WyJhNDRiIiw0OCwxXQ"],
+    )
+    count: Literal["exact"] | None = Field(default=None, description="Ask for `X-Total-Count`.", examples=["exact"])
 
     @classmethod
     def __pydantic_init_subclass__(cls, **options: Any) -> None:
