@@ -48,15 +48,3 @@ JSON_INTEGER = BeforeValidator(_json_integer)
 
 # For integers in a path or query, after the limits: digits, but not 1_0, +1 or 1.0, which pydantic accepts.
 DIGITS = BeforeValidator(_digits)
-
-
-def at_most(length: int) -> BeforeValidator:
-    """Refuse a longer list before its items are validated: a huge list would take long."""
-
-    def check(value: object) -> object:
-        if isinstance(value, list) and len(value) > length:
-            limits = {"field_type": "List", "max_length": length, "actual_length": len(value)}
-            raise PydanticKnownError("too_long", limits)
-        return value
-
-    return BeforeValidator(check)
