@@ -70,7 +70,6 @@ class KeysetPaginator:
         self._id = self.columns["id"]
         self._page = cache(self._build_page)
         self._count = cache(self._build_count)
-        self._stored_type = cache(stored_type)
 
     def sort_type(self, sort: str) -> StoredType:
         """Return the type of the sort column's values in a position.
@@ -78,7 +77,7 @@ class KeysetPaginator:
         Raises:
             TypeError: the list can't be sorted by that column.
         """
-        return self._stored_type(self._sort_column(sort))
+        return stored_type(self._sort_column(sort))
 
     def accepts(self, position: Position, sort: str) -> bool:
         """Tell whether a position that a client sent can be one in this sort."""
@@ -86,7 +85,7 @@ class KeysetPaginator:
             fits = bool(self._sort_column(sort).nullable)
         else:
             fits = self.sort_type(sort).accepts(position.value)
-        return fits and self._stored_type(self._id).accepts(position.id)
+        return fits and stored_type(self._id).accepts(position.id)
 
     async def read(
         self,
@@ -191,7 +190,7 @@ class KeysetPaginator:
         if not self._by_database:
             selected += [
                 type_coerce(column, self.sort_type(sort)).label("_value"),
-                type_coerce(self._id, self._stored_type(self._id)).label("_id"),
+                type_coerce(self._id, stored_type(self._id)).label("_id"),
             ]
         parts = [
             select(*selected)
@@ -219,8 +218,8 @@ class KeysetPaginator:
         descending: bool,
     ) -> list[list[ColumnElement[bool]]]:
         """Divide what a page may read into ranges of an index, in the order of the list."""
-        value = bindparam("_after_value", type_=self._stored_type(column))
-        row_id = bindparam("_after_id", type_=self._stored_type(self._id))
+        value = bindparam("_after_value", type_=stored_type(column))
+        row_id = bindparam("_after_id", type_=stored_type(self._id))
         after_id = self._id < row_id if descending else self._id > row_id
         if column is self._id:
             return [[]] if start in {"first", "offset"} else [[after_id]]

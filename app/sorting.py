@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from datetime import date, datetime
 from decimal import Decimal
+from functools import cache
 from typing import Annotated, Any, Literal
 from uuid import UUID
 
@@ -87,6 +88,7 @@ def to_scalar(value: Any) -> Scalar:
     return value if isinstance(value, str | int | float | None) else str(value)
 
 
+@cache
 def stored_type(column: Column[Any]) -> StoredType:
     """Find how a sort column's values are read and bound.
 
