@@ -32,16 +32,14 @@ CodePoints = String().with_variant(String(collation="C"), "postgresql")
 CONNECT_TIMEOUT = 5  # seconds, for all of the hosts of a URL together
 REPLICA_CONNECT_TIMEOUT = 1  # seconds, after which the primary is read from
 
-# Seconds that the database has to end a statement that has reached its limit, before the connection is given up. It
-# answers at once, unless the network or the server hangs.
-ANSWER_TIMEOUT = 2
+ANSWER_TIMEOUT = 2  # seconds to end a statement that has reached its limit, before the connection is given up
 WAL_LIMIT = 64 * 2**20  # bytes that SQLite's write-ahead log keeps: half as much again as between two checkpoints
 
 # What separates command line options of Postgres, or escapes it, and how it is escaped.
 SEPARATOR, BACKSLASH = re.compile(r"[\s\\]"), r"\\\g<0>"
 
 AUTOCOMMIT = "autocommit"  # key of `Connection.info`: whether a statement commits by itself
-FAILED = "failed"  # key of `Connection.info`: whether a statement has failed since the last look
+FAILED = "failed"  # key of `Connection.info`: whether a statement of the transaction has failed
 
 
 class Database:
@@ -162,7 +160,8 @@ def _postgres_engine(
             return OperationalError(error.statement, None, silence, connection_invalidated=True)
         if isinstance(error.original_exception.__cause__, asyncpg.InternalClientError):
             error.is_disconnect = True  # what came is not the protocol: so it can be when PgBouncer loses a server
-        if error.connection is not None and not error.connection.invalidated:
+        # A dialect is initialized outside of a transaction, by a connection that has no `info`.
+        if error.connection is not None and not error.connection.invalidated and error.connection.in_transaction():
             error.connection.info[FAILED] = True
         return None
 
@@ -191,7 +190,8 @@ def _commit_each_statement(engine: AsyncEngine) -> None:
 
 def _is_autocommitting(connection: Connection) -> bool:
     """Tell whether a statement commits by itself: not if the connection was given an isolation level of its own."""
-    return bool(connection.info.get(AUTOCOMMIT)) and "isolation_level" not in connection.get_execution_options()
+    has_own_level = "isolation_level" in connection.get_execution_options()
+    return connection.in_transaction() and bool(connection.info.get(AUTOCOMMIT)) and not has_own_level
 
 
 def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> AsyncEngine:

@@ -9,7 +9,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from sqlalchemy import URL, event, text
+from sqlalchemy import URL, NullPool, event, text
 from sqlalchemy.exc import DBAPIError
 
 from app.database import WAL_LIMIT, Database, build_engine, in_transaction, is_open, raise_if_failed, set_autocommit
@@ -17,6 +17,7 @@ from app.main import create_app
 from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
+from tests.support.databases import Databases
 from tests.support.processes import render_url, run
 from tests.support.sql import execute_autocommit
 
@@ -164,6 +165,17 @@ class TestConnection:
             async with engine.connect() as connection:
                 await connection.execute(text("SELECT 1"))
         assert begun == ["BEGIN IMMEDIATE", "SELECT 1", "BEGIN", "SELECT 1"]
+
+    @pytest.mark.parametrize("mode", [None, "transaction"])
+    async def test_a_first_connection_that_fails_raises_the_error_of_the_database(
+        self, postgres_databases: Databases, mode: str | None
+    ) -> None:
+        """SQLAlchemy asks for the version then, and takes a NotImplementedError for a database that has none."""
+        url = await asyncio.to_thread(postgres_databases.empty)
+        await asyncio.to_thread(execute_autocommit, url, "ALTER FUNCTION pg_catalog.version() RENAME TO hidden")
+        with pytest.raises(DBAPIError, match=r"function pg_catalog\.version\(\) does not exist"):
+            await build_engine(url, {}, poolclass=NullPool, pooler=mode).connect()
+        await asyncio.to_thread(postgres_databases.drop, url)
 
     async def test_a_failed_transaction_raises_before_its_commit(self, postgres_url: URL) -> None:
         async with opened(postgres_url).writes.connect() as connection:
