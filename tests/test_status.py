@@ -2,23 +2,32 @@
 
 import asyncio
 import sys
+from collections.abc import Callable
 
 import asyncpg
 import pytest
 from sqlalchemy import URL
 
+from migrations.status import main
 from tests.support.alembic_commands import BASE, HEAD, SCRIPT, migrate
 from tests.support.processes import free_port, render_url, run
 from tests.support.sql import execute, run_in_transaction
 
 
-def status(url: URL) -> str:
-    result = run(sys.executable, "-m", "migrations.status", changes={"DATABASE_URL": render_url(url)})
-    assert result.returncode == 0, result.stdout
-    return result.stdout
+@pytest.fixture
+def status(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Callable[[URL], str]:
+    """Return what the command prints, without a process of its own."""
+
+    def run_main(url: URL) -> str:
+        monkeypatch.delenv("MIGRATION_DATABASE_URL", raising=False)
+        monkeypatch.setenv("DATABASE_URL", render_url(url))
+        asyncio.run(main())
+        return capsys.readouterr().out
+
+    return run_main
 
 
-def test_status_lists_pending_revisions_and_their_locks(empty_url: URL) -> None:
+def test_status_lists_pending_revisions_and_their_locks(empty_url: URL, status: Callable[[URL], str]) -> None:
     migrate(empty_url, BASE)
     found = status(empty_url)
     assert f"current: {BASE}\n" in found
@@ -29,37 +38,32 @@ def test_status_lists_pending_revisions_and_their_locks(empty_url: URL) -> None:
     assert found.count("\nLocks: ") == found.count("\npending: ")
 
 
-@pytest.mark.slow
-def test_an_empty_database_has_all_revisions_pending_in_order(empty_url: URL) -> None:
+def test_an_empty_database_has_all_revisions_pending_in_order(empty_url: URL, status: Callable[[URL], str]) -> None:
     found = status(empty_url)
     assert "current: none\n" in found
     pending = [line.split()[1] for line in found.splitlines() if line.startswith("pending: ")]
     assert pending == [revision.revision for revision in reversed(list(SCRIPT.walk_revisions()))]
 
 
-@pytest.mark.slow
-def test_a_database_at_head_has_nothing_pending(url: URL) -> None:
+def test_a_database_at_head_has_nothing_pending(url: URL, status: Callable[[URL], str]) -> None:
     found = status(url)
     assert f"current: {HEAD}\n" in found
     assert "pending" not in found
 
 
-@pytest.mark.slow
-def test_a_database_of_a_newer_release_is_marked(url: URL) -> None:
+def test_a_database_of_a_newer_release_is_marked(url: URL, status: Callable[[URL], str]) -> None:
     execute(url, "UPDATE alembic_version SET version_num = '9999'")
     found = status(url)
     assert "current: 9999 (of a newer release)\n" in found
     assert "pending" not in found
 
 
-@pytest.mark.slow
-def test_status_changes_nothing(empty_url: URL) -> None:
+def test_status_changes_nothing(empty_url: URL, status: Callable[[URL], str]) -> None:
     status(empty_url)
     assert run_in_transaction(empty_url, lambda connection: connection.dialect.get_table_names(connection)) == []
 
 
-@pytest.mark.slow
-def test_an_invalid_index_is_listed(postgres_url: URL) -> None:
+def test_an_invalid_index_is_listed(postgres_url: URL, status: Callable[[URL], str]) -> None:
     execute(postgres_url, "INSERT INTO hero (name, secret_name) VALUES ('twice', 'x'), ('twice', 'x')")
 
     async def fail() -> None:

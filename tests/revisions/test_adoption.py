@@ -3,6 +3,7 @@
 import asyncio
 import hashlib
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,20 @@ def refuse_to_adopt(url: URL, difference: str) -> None:
         migrate(url)
     assert difference in str(refusal.value)
     assert (describe_schema(url), run_in_transaction(url, lambda connection: connection.execute(rows).all())) == before
+
+
+@pytest.fixture(scope="module")
+def reused_url(databases: Databases) -> Iterator[URL]:
+    url = databases.empty()
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+def refused_url(reused_url: URL) -> Iterator[URL]:
+    """A database without tables, which is refused: it has one table at the end, and no revision."""
+    yield reused_url
+    execute(reused_url, "DROP TABLE hero")
 
 
 class TestAdoption:
@@ -84,10 +99,10 @@ class TestAdoption:
         ],
     )
     def test_a_table_with_another_column_or_index_is_refused_and_unchanged(
-        self, empty_url: URL, change: str, difference: str
+        self, refused_url: URL, change: str, difference: str
     ) -> None:
-        execute(empty_url, *tutorial_ddl(empty_url), FIRST, change)
-        refuse_to_adopt(empty_url, difference)
+        execute(refused_url, *tutorial_ddl(refused_url), FIRST, change)
+        refuse_to_adopt(refused_url, difference)
 
     @pytest.mark.parametrize(
         ("part", "other", "difference"),
@@ -124,12 +139,12 @@ class TestAdoption:
         ],
     )
     def test_a_table_that_alembic_would_consider_equal_is_refused(
-        self, empty_url: URL, part: str, other: str, difference: str
+        self, refused_url: URL, part: str, other: str, difference: str
     ) -> None:
-        table, *_ = tutorial_ddl(empty_url)
+        table, *_ = tutorial_ddl(refused_url)
         assert part in table
-        execute(empty_url, table.replace(part, other, 1), FIRST)
-        refuse_to_adopt(empty_url, difference)
+        execute(refused_url, table.replace(part, other, 1), FIRST)
+        refuse_to_adopt(refused_url, difference)
 
     @pytest.mark.parametrize(
         ("part", "other", "difference"),
@@ -186,7 +201,8 @@ class TestAdoption:
         execute(empty_url, *tutorial_ddl(empty_url), FIRST, trigger)
         refuse_to_adopt(empty_url, "trigger watch: found present, expected none")
 
-    def test_a_refused_adoption_fails_and_lists_every_difference(self, empty_url: URL) -> None:
+    def test_a_refused_adoption_fails_and_lists_every_difference(self, sqlite_databases: Databases) -> None:
+        empty_url = sqlite_databases.empty()
         table, *_ = tutorial_ddl(empty_url)
         execute(empty_url, table.replace("age INTEGER", "age INTEGER NOT NULL, team_id INTEGER"))
         before = describe_schema(empty_url)

@@ -2,13 +2,16 @@
 
 import os
 import re
+import shutil
 import sqlite3
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
+from functools import cache
 from pathlib import Path
 from subprocess import CompletedProcess
+from tempfile import TemporaryDirectory
 from textwrap import indent
 from typing import NamedTuple
 
@@ -70,6 +73,7 @@ AROUND = """
     CREATE TRIGGER praise AFTER INSERT ON deed BEGIN UPDATE deed SET what = new.what || '!' WHERE id = new.id; END;
     CREATE VIEW teams AS SELECT name FROM team;
 """
+Schema = list[tuple[str, str, str, str]]  # a type, a name, a table and the SQL of each
 HEROES = [
     (1, "Deadpond", None, "a@x", "it's none", 3.0, -1, "1991-02-01", 1, None),
     (2, "Rusty-Man", 48, "b@x", "rust", 0.5, 7, "1963-03-01", 2, None),
@@ -132,7 +136,7 @@ def dump(file: Path) -> list[str]:
         return list(connection.iterdump())
 
 
-def schema(file: Path) -> list[tuple[str, str, str, str]]:
+def schema(file: Path) -> Schema:
     with opened(file) as connection:
         return connection.execute(SCHEMA).fetchall()
 
@@ -176,6 +180,15 @@ def upgrade(file: Path, revision: str = "head", ini: Path = INI) -> None:
     command.upgrade(config_for(file, ini), revision)
 
 
+@cache
+def migrated(revision: str) -> bytes:
+    """Return a file at a revision, without rows."""
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "database.db"
+        upgrade(file, revision, EXAMPLE_INI)
+        return file.read_bytes()
+
+
 def refusal_of(file: Path, ini: Path = INI) -> str:
     """Try to upgrade, and return the refusal or an empty string."""
     try:
@@ -215,14 +228,14 @@ def file(tmp_path: Path) -> Path:
 @pytest.fixture
 def first(file: Path) -> Path:
     """A database before the first rebuild, with two heroes."""
-    upgrade(file, "0001")
+    file.write_bytes(migrated("0001"))
     fill(file)
     return file
 
 
 def furnish(file: Path, rebuild: Rebuild) -> None:
     """Make a database before a rebuild, with everything that a rebuild can lose."""
-    upgrade(file, rebuild.start, EXAMPLE_INI)
+    file.write_bytes(migrated(rebuild.start))
     with opened(file) as connection:
         statements = dict(connection.execute("SELECT name, sql FROM sqlite_master WHERE tbl_name = 'hero'"))
         table = statements.pop("hero").replace("(", f"({COLUMNS}, ", 1).removesuffix(")")
@@ -234,15 +247,23 @@ def furnish(file: Path, rebuild: Rebuild) -> None:
         connection.executemany("INSERT INTO deed VALUES (?, ?, ?)", DEEDS)
 
 
+@pytest.fixture(scope="module", params=list(REBUILDS.values()), ids=list(REBUILDS))
+def rebuilt(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Schema]:
+    """Run a rebuild, and return the file and the schema that it had before."""
+    file = tmp_path_factory.mktemp("rebuilt") / "database.db"
+    furnish(file, request.param)
+    before = schema(file)
+    run_rebuild(file, request.param)
+    assert before != schema(file)
+    return file, before
+
+
 class TestKept:
-    @pytest.fixture(params=list(REBUILDS.values()), ids=list(REBUILDS))
-    def before(self, request: pytest.FixtureRequest, file: Path) -> list[tuple[str, str, str, str]]:
-        """Run a rebuild, and return the schema before it."""
-        furnish(file, request.param)
-        before = schema(file)
-        run_rebuild(file, request.param)
-        assert before != schema(file)
-        return before
+    @pytest.fixture
+    def before(self, rebuilt: tuple[Path, Schema], file: Path) -> Schema:
+        """Copy the rebuilt file, and return the schema that it had before."""
+        shutil.copyfile(rebuilt[0], file)
+        return rebuilt[1]
 
     @pytest.mark.usefixtures("before")
     def test_the_rows_of_the_table_and_of_its_child_are_kept(self, file: Path) -> None:
@@ -252,8 +273,8 @@ class TestKept:
                 (number, f"{what}!", hero) for number, what, hero in DEEDS
             ]
 
-    def test_the_indexes_are_kept(self, before: list[tuple[str, str, str, str]], file: Path) -> None:
-        def indexes(schema: list[tuple[str, str, str, str]]) -> dict[str, str]:
+    def test_the_indexes_are_kept(self, before: Schema, file: Path) -> None:
+        def indexes(schema: Schema) -> dict[str, str]:
             return {
                 name: "".join(sql.split()) for kind, name, table, sql in schema if (kind, table) == ("index", "hero")
             }
@@ -261,9 +282,7 @@ class TestKept:
         assert len(indexes(before)) >= 5
         assert indexes(schema(file)) == indexes(before)
 
-    def test_the_schema_of_everything_else_is_unchanged(
-        self, before: list[tuple[str, str, str, str]], file: Path
-    ) -> None:
+    def test_the_schema_of_everything_else_is_unchanged(self, before: Schema, file: Path) -> None:
         assert [thing for thing in schema(file) if thing[2] != "hero"] == [
             thing for thing in before if thing[2] != "hero"
         ]
@@ -297,7 +316,7 @@ class TestAutoincrement:
     @REBUILDS_WITH_AUTOINCREMENT
     @pytest.mark.parametrize("gone", ["id = 9", "TRUE"], ids=["the newest is deleted", "all are deleted"])
     def test_no_id_is_given_twice(self, file: Path, rebuild: Rebuild, gone: str) -> None:
-        upgrade(file, rebuild.start, EXAMPLE_INI)
+        file.write_bytes(migrated(rebuild.start))
         fill(file, 9)
         with opened(file) as connection:
             connection.execute(f"DELETE FROM hero WHERE {gone}")
@@ -307,7 +326,7 @@ class TestAutoincrement:
 
     @pytest.mark.parametrize("length", [4, 37, 38, 60])
     def test_a_table_with_a_long_name_keeps_its_sequence(self, file: Path, length: int) -> None:
-        upgrade(file)
+        file.write_bytes(migrated(HEAD))
         name = "t" * length
         with opened(file) as connection:
             connection.execute(f"CREATE TABLE {name} (id INTEGER PRIMARY KEY AUTOINCREMENT, x INTEGER)")
@@ -692,7 +711,7 @@ class TestBackup:
         assert not backups(first)
 
     def test_a_new_column_or_index_makes_no_backup(self, file: Path) -> None:
-        upgrade(file)
+        file.write_bytes(migrated(HEAD))
         fill(file)
         upgrade(file, "rename_3", EXAMPLE_INI)
         assert not backups(file)

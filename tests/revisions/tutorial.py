@@ -1,5 +1,8 @@
 """Databases as FastAPI's SQL tutorial creates them."""
 
+from functools import cache
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from sqlalchemy import URL
@@ -30,15 +33,24 @@ def tutorial_ddl(url: URL) -> list[str]:
     return DDL_ON_POSTGRES
 
 
-def create_tutorial_database(url: URL) -> None:
-    """Create the tutorial's tables, with two heroes, in an empty database."""
-    if is_sqlite(url):
-        port = free_port()
-        arguments = ("uvicorn", "bench.contenders.tutorial:app", "--port", str(port))
-        with server(*arguments, port=port, changes={"DATABASE_URL": f"sqlite:///{url.database}"}) as client:
+@cache
+def tutorial_file() -> bytes:
+    """Return the file that the tutorial's own code creates, with two heroes."""
+    port = free_port()
+    arguments = ("uvicorn", "bench.contenders.tutorial:app", "--port", str(port))
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "database.db"
+        with server(*arguments, port=port, changes={"DATABASE_URL": f"sqlite:///{file}"}) as client:
             for row in TUTORIAL_ROWS:
                 response = client.post("/heroes/", json={**row, "secret_name": "Dive Wilson"})
                 assert response.json() == row
+        return file.read_bytes()
+
+
+def create_tutorial_database(url: URL) -> None:
+    """Create the tutorial's tables, with two heroes, in an empty database."""
+    if is_sqlite(url):
+        Path(str(url.database)).write_bytes(tutorial_file())
     else:
         execute(
             url,
