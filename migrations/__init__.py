@@ -1,1 +1,1 @@
-"""Migrations: Alembic's environment and revisions. Revisions import `online`."""
+"""Migrations: Alembic's environment and revisions. Revisions import `online` and `guards`."""

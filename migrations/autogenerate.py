@@ -1,14 +1,13 @@
 """Autogenerate: hooks that make Alembic write revisions which can run under traffic."""
 
-import secrets
 from typing import Any, Literal
 
 from alembic import context
-from alembic.autogenerate import render_python_code, renderers
+from alembic.autogenerate import renderers
 from alembic.autogenerate.api import AutogenContext
+from alembic.autogenerate.rewriter import Rewriter
 from alembic.operations import ops
-from alembic.runtime.migration import MigrationContext
-from alembic.util import CommandError
+from alembic.util import CommandError, rev_id
 from sqlalchemy import Enum
 from sqlmodel import SQLModel
 
@@ -63,47 +62,42 @@ class OnlineIndexOp(ops.MigrateOperation):
 def render_online_index(autogen_context: AutogenContext, operation: OnlineIndexOp) -> str:
     """Render Alembic's own call, with `online` in place of `op`."""
     autogen_context.imports.add("from migrations import online")
-    migration = MigrationContext.configure(dialect=autogen_context.migration_context.dialect)
-    code = render_python_code(ops.UpgradeOps([operation.operation]), migration_context=migration)
-    lines = [line.strip() for line in code.splitlines()[1:-1]]  # between Alembic's two comments
-    return "\n".join(lines).replace("op.", "online.", 1)
+    call: str = renderers.dispatch(operation.operation)(autogen_context, operation.operation)
+    return call.replace("op.", "online.", 1)
 
 
-def write_revisions(migration: Any, revision: Any, scripts: list[ops.MigrationScript]) -> None:
-    """Change what Alembic writes into revisions: see `split_online_indexes` and `DropEnumOp`."""
-    split_online_indexes(migration, revision, scripts)
-    for script in scripts:
-        for container in (script.upgrade_ops, script.downgrade_ops):
-            if container is not None and script.message is not None:
-                container.ops = [new for operation in container.ops for new in with_enums(operation)]
+rewriter = Rewriter()
 
 
-def with_enums(operation: ops.MigrateOperation) -> list[ops.MigrateOperation]:
+@rewriter.rewrites(ops.DropTableOp)
+def drop_enums(_migration: Any, _revision: Any, operation: ops.DropTableOp) -> list[ops.MigrateOperation]:
     """Let the drop of a table drop the types of its columns too."""
-    if not isinstance(operation, ops.DropTableOp):
-        return [operation]
     types = [column.type for column in operation.to_table().columns]
     return [operation, *(DropEnumOp(str(kind.name)) for kind in types if isinstance(kind, Enum) and kind.native_enum)]
 
 
-def split_online_indexes(_migration: Any, _revision: Any, scripts: list[ops.MigrationScript]) -> None:
-    """Move indexes on existing tables to revisions of their own: they are built outside a transaction.
+def process_revision_directives(migration: Any, revision: Any, scripts: list[ops.MigrationScript]) -> None:
+    """Change what Alembic writes into revisions: see `split_online_indexes` and `drop_enums`.
 
     Raises:
-        CommandError: a new column has no value for existing rows.
+        CommandError: the revision has no message, or a new column has no value for existing rows.
     """
+    if scripts[0].message is not None:
+        split_online_indexes(scripts)
+        rewriter(migration, revision, scripts)
+    elif getattr(context.config.cmd_opts, "autogenerate", False):  # not by `alembic check`, which has none
+        raise CommandError("Describe the revision: --message '...'")
+
+
+def split_online_indexes(scripts: list[ops.MigrationScript]) -> None:
+    """Move indexes on existing tables to revisions of their own: they are built outside a transaction."""
     (script,) = scripts
-    if script.message is None or script.upgrade_ops is None:
-        if getattr(context.config.cmd_opts, "autogenerate", False):
-            raise CommandError("Describe the revision: --message '...'")
-        return  # `alembic check` lists all differences of one script
+    differences = script.upgrade_ops.ops if script.upgrade_ops else []
+    whole_tables = {op.table_name for op in differences if isinstance(op, ops.CreateTableOp | ops.DropTableOp)}
     drops: list[ops.MigrateOperation] = []
     others: list[ops.MigrateOperation] = []
     creates: list[ops.MigrateOperation] = []
-    whole_tables = {
-        op.table_name for op in script.upgrade_ops.ops if isinstance(op, ops.CreateTableOp | ops.DropTableOp)
-    }
-    for group in script.upgrade_ops.ops:
+    for group in differences:
         if isinstance(group, ops.ModifyTableOps) and group.table_name not in whole_tables:
             refuse_column_without_value(group)
             drops += [OnlineIndexOp(op) for op in group.ops if isinstance(op, ops.DropIndexOp)]
@@ -131,17 +125,15 @@ def split_online_indexes(_migration: Any, _revision: Any, scripts: list[ops.Migr
                 version_path=script.version_path,
             )
         )
-        head, revision = str(revision), secrets.token_hex(6)
+        head, revision = str(revision), rev_id()
 
 
 def refuse_column_without_value(group: ops.ModifyTableOps) -> None:
     """Refuse a new column that is NOT NULL and that the database has no value for."""
-    for operation in group.ops:
-        if isinstance(operation, ops.AddColumnOp):
-            column = operation.column
-            if not column.nullable and column.server_default is None and column.computed is None:
-                raise CommandError(
-                    f"{operation.table_name}.{column.name} is NOT NULL: give it a server_default in the model"
-                    " (sa_column_kwargs={'server_default': ...}), or allow None. Existing rows have no value for it,"
-                    " and the previous release, which runs during the upgrade, writes none."
-                )
+    for column in [operation.column for operation in group.ops if isinstance(operation, ops.AddColumnOp)]:
+        if not column.nullable and column.server_default is None and column.computed is None:
+            raise CommandError(
+                f"{group.table_name}.{column.name} is NOT NULL: give it a server_default in the model"
+                " (sa_column_kwargs={'server_default': ...}), or allow None. Existing rows have no value for it,"
+                " and the previous release, which runs during the upgrade, writes none."
+            )

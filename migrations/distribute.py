@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, NullPool, column, func, select, table, text
+from sqlalchemy import Connection, NullPool, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
@@ -21,11 +21,13 @@ from app.main import ALEMBIC_INI
 from app.schema import read_revisions
 from app.settings import Settings
 from app.urls import is_sqlite
-from migrations.guards import explain
+from migrations.failures import explain
 from migrations.locks import migration_lock
 
-EXTENSIONS = table("pg_extension", column("extname"))
-CITUS_TABLES = table("citus_tables", column("table_name"), column("citus_table_type"), column("distribution_column"))
+HAS_CITUS = text("SELECT EXISTS (SELECT FROM pg_extension WHERE extname = 'citus')")
+DISTRIBUTED = text(
+    "SELECT CAST(table_name AS text), distribution_column FROM citus_tables WHERE citus_table_type = 'distributed'"
+)
 # Not colocated: no statement joins two of them, and the type of the column is not the same for all.
 DISTRIBUTE = text("SELECT create_distributed_table(CAST(:name AS regclass), :key, colocate_with => 'none')")
 # Citus copies the rows to the shards, and leaves the old ones on the coordinator, where nothing reads them. To remove
@@ -117,12 +119,9 @@ def read_distribution(connection: Connection) -> Mapping[str, str]:
     Raises:
         CommandError: the database has no Citus.
     """
-    if not connection.scalar(select(func.count()).where(EXTENSIONS.c.extname == "citus")):
+    if not connection.scalar(HAS_CITUS):
         raise CommandError("The database has no Citus: run CREATE EXTENSION citus, and add the workers.")
-    distributed = select(CITUS_TABLES.c.table_name, CITUS_TABLES.c.distribution_column).where(
-        CITUS_TABLES.c.citus_table_type == "distributed"
-    )
-    return {str(name): str(key) for name, key in connection.execute(distributed)}
+    return dict(connection.execute(DISTRIBUTED).tuples().all())
 
 
 if __name__ == "__main__":

@@ -16,13 +16,12 @@ from app.database import build_engine
 from app.settings import Settings
 from app.urls import is_sqlite
 from migrations import autogenerate
-from migrations.guards import explain, refuse_data_loss, refuse_incomplete_schema
+from migrations.failures import explain
+from migrations.guards import refuse_data_loss, refuse_incomplete_schema
 from migrations.locks import migration_lock, retry_on_lock
 from migrations.rebuilds import guard_rebuilds
 
 config = context.config
-target_metadata = SQLModel.metadata
-
 settings = Settings.from_environment()
 log_config.install(settings.log_format, settings.log_level)
 logging.getLogger("alembic.runtime.plugins").setLevel(logging.WARNING)
@@ -36,18 +35,13 @@ LIMITS = {
     "statement_timeout": int(settings.migration_statement_timeout * 1000),
 }
 config.attributes["limits"] = LIMITS | {"migration_timeout": int(TIMEOUT * 1000)}  # for migrations.online
-if SQLITE:
-    SESSION = {"busy_timeout": LIMITS["lock_timeout"]}
-else:
-    # Postgres notices within a second that this process was killed, and within a minute that its host is gone.
-    SESSION = {**LIMITS, "client_connection_check_interval": 1000, "idle_in_transaction_session_timeout": 60_000}
 
 OPTIONS: dict[str, Any] = {
-    "target_metadata": target_metadata,
+    "target_metadata": SQLModel.metadata,
     "autogenerate_plugins": ["alembic.autogenerate.*", "alembic.ext.checkconstraint_byname"],
     "compare_server_default": autogenerate.compare_server_default,
     "include_name": autogenerate.include_name,
-    "process_revision_directives": autogenerate.write_revisions,
+    "process_revision_directives": autogenerate.process_revision_directives,
     "render_as_batch": True,
     "render_item": autogenerate.render_item,
     "transactional_ddl": True,
@@ -69,6 +63,8 @@ def run_migrations_offline() -> None:
 def do_run_migrations(connection: Connection) -> None:
     """Run the command that Alembic was called for, with the migration lock if it changes the schema."""
     context.configure(connection=connection, **OPTIONS)
+    if connection.in_transaction():  # Alembic would leave its commit to what has begun it
+        raise CommandError("env.py uses the connection before Alembic does: nothing would be committed.")
     try:
         target = context.get_revision_argument()
     except KeyError:  # `current`, `check` and `revision` take no target, only read, and need no lock
@@ -88,7 +84,7 @@ def migrate(connection: Connection, target: str | tuple[str, ...] | None) -> Non
     known = {script.revision for script in context.script.walk_revisions()}
     if not known.issuperset(heads) and target == context.get_head_revision():
         found = f"{describe(heads)}, which this release does not know"
-        refuse_incomplete_schema(connection, target_metadata, found)
+        refuse_incomplete_schema(connection, SQLModel.metadata, found)
         log.warning("%s, but it has every table and column that this release needs: nothing to do.", found)
         return
     # Alembic has no public way to its plan. Without it, a downgrade is refused only at its first destructive step.
@@ -99,14 +95,9 @@ def migrate(connection: Connection, target: str | tuple[str, ...] | None) -> Non
         with guard_rebuilds(connection, "-".join(heads) or "new"):
             context.run_migrations()
     else:
-        connection.rollback()  # ends the transaction of the reads: Alembic begins one for each revision
         # A retry would resolve a relative target again, from the revision that the first try has reached.
         relative = bool(set(target or "") & set("+-"))
         retry_on_lock(connection, context.run_migrations, 0 if relative else TIMEOUT)
-        reached = migration.get_current_heads()
-        connection.rollback()  # ends a transaction that something else began: Alembic leaves its commit to that
-        if set(reached) != set(committed := migration.get_current_heads()):
-            raise CommandError(f"The upgrade was not committed. {describe(committed)}.")
     if not steps:
         log.info("%s: nothing to do.", describe(heads))
 
@@ -128,11 +119,16 @@ def describe_failure(connection: Connection) -> str:
     return f"{describe(heads)}; nothing of the failed revision remains, except committed batches."
 
 
-async def run_async_migrations() -> None:
+async def run_migrations_online() -> None:
     """Create an engine and run the migrations on one connection."""
-    # On SQLite, the migration lock begins and commits the transaction.
-    options: dict[str, Any] = {"isolation_level": "AUTOCOMMIT"} if SQLITE else {}
-    engine = build_engine(URL, SESSION, poolclass=NullPool, **options)
+    options: dict[str, Any] = {}
+    if SQLITE:
+        session = {"busy_timeout": LIMITS["lock_timeout"]}
+        options["isolation_level"] = "AUTOCOMMIT"  # the migration lock begins and commits the transaction
+    else:
+        # Postgres notices within a second that this process was killed, and within a minute that its host is gone.
+        session = {**LIMITS, "client_connection_check_interval": 1000, "idle_in_transaction_session_timeout": 60_000}
+    engine = build_engine(URL, session, poolclass=NullPool, **options)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(do_run_migrations)
@@ -140,12 +136,7 @@ async def run_async_migrations() -> None:
         raise CommandError(explain(error, "Nothing was changed.")) from None
 
 
-def run_migrations_online() -> None:
-    """Run the migrations on the database."""
-    asyncio.run(run_async_migrations())
-
-
 if context.is_offline_mode():
     run_migrations_offline()
 else:
-    run_migrations_online()
+    asyncio.run(run_migrations_online())

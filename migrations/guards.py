@@ -1,7 +1,6 @@
-"""Guards: what a migration refuses to do, and how it reports a failure."""
+"""Guards: what a migration refuses to do."""
 
-import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from alembic.util import CommandError
@@ -19,13 +18,11 @@ from sqlalchemy import (
     select,
 )
 from sqlalchemy import table as table_of
-from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 from app.inputs import INT32
 
 MAX_TEXT = 2600  # bytes: a row of a Postgres index has at most 2,704, and a cursor contains the value
 LISTED = 20  # ids of rows in a message
-NOT_ASCII = "*[^\x01-\x7f]*"  # a pattern of SQLite's GLOB
 
 
 def refuse_incomplete_schema(connection: Connection, metadata: MetaData, found: str) -> None:
@@ -34,13 +31,10 @@ def refuse_incomplete_schema(connection: Connection, metadata: MetaData, found: 
     Raises:
         CommandError: a column is missing.
     """
-    inspector = inspect(connection)
+    found_columns = inspect(connection).get_multi_columns(filter_names=list(metadata.tables))
+    existing = {f"{table}.{column['name']}" for (_, table), columns in found_columns.items() for column in columns}
     missing = [
-        f"{table.name}.{column.name}"
-        for table in metadata.sorted_tables
-        for column in table.columns
-        if not inspector.has_table(table.name)
-        or column.name not in {existing["name"] for existing in inspector.get_columns(table.name)}
+        str(column) for table in metadata.sorted_tables for column in table.columns if str(column) not in existing
     ]
     if missing:
         raise CommandError(
@@ -57,11 +51,11 @@ def refuse_data_loss(steps: Iterable[Any]) -> None:
     Raises:
         CommandError: a step destroys data.
     """
-    migrations = [step.info for step in steps if not step.info.is_stamp]
+    downgrades = [step.info for step in steps if not step.info.is_stamp and not step.info.is_upgrade]
     destructive = [
-        str(migration.up_revision_id)
-        for migration in migrations
-        if not migration.is_upgrade and not getattr(migration.up_revision.module, "reversible", False)
+        str(downgrade.up_revision_id)
+        for downgrade in downgrades
+        if not getattr(downgrade.up_revision.module, "reversible", False)
     ]
     if destructive:
         raise CommandError(
@@ -79,17 +73,18 @@ def refuse_unservable_rows(
         connection: it is in a transaction.
         table: with a column `id`.
         texts: columns of text: UTF-8 without NUL, and not too long for an index.
-        integers: columns of integers of 32 bits, which is all that a column of Postgres can have.
+        integers: columns of integers of 32 bits.
 
     Raises:
         CommandError: there are such rows. It names them by their ids, and does not repeat their values.
     """
-    find = _find_on_sqlite if connection.dialect.name == "sqlite" else _find_on_postgres
-    problems = [
-        f"{problem} (id {', '.join(map(str, ids[:LISTED]))}{f' and {len(ids) - LISTED} more' * (len(ids) > LISTED)})"
-        for problem, ids in find(connection, table, texts, integers).items()
-        if ids
-    ]
+    problems = []
+    for problem, condition in _unservable(connection, texts, integers):
+        rows = select(column("id", BigInteger)).select_from(table_of(table)).where(condition)
+        ids = connection.scalars(rows.order_by("id")).all()
+        more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
+        if ids:
+            problems.append(f"{problem} (id {', '.join(map(str, ids[:LISTED]))}{more})")
     if problems:
         raise CommandError(
             f"Rows of {table} can't be served: {'; '.join(problems)}. Correct or delete these rows, and run the same"
@@ -97,43 +92,26 @@ def refuse_unservable_rows(
         )
 
 
-def _find_on_postgres(
-    connection: Connection, table: str, texts: Sequence[str], integers: Sequence[str]
-) -> dict[str, Sequence[int]]:
-    del integers  # the columns can't have others
-    return {
-        _too_long(name): _ids_where(connection, table, func.octet_length(column(name)) > MAX_TEXT) for name in texts
-    }
-
-
-def _find_on_sqlite(
-    connection: Connection, table: str, texts: Sequence[str], integers: Sequence[str]
-) -> dict[str, Sequence[int]]:
-    found: dict[str, Sequence[int]] = {}
+def _unservable(
+    connection: Connection, texts: Sequence[str], integers: Sequence[str]
+) -> Iterator[tuple[str, ColumnElement[bool]]]:
+    on_sqlite = connection.dialect.name == "sqlite"
+    if on_sqlite:
+        driver: Any = connection.connection.dbapi_connection
+        driver.create_function("is_utf8", 1, _is_utf8, deterministic=True)
     for name in texts:
         value: ColumnElement[Any] = column(name)
-        stored = cast(value, LargeBinary)
-        not_text = or_(func.typeof(value) != "text", func.instr(stored, b"\0") > 0)
-        not_ascii = (
-            select(column("id", BigInteger), stored).select_from(table_of(table)).where(value.op("GLOB")(NOT_ASCII))
-        )
-        not_utf8 = [row_id for row_id, text in connection.execute(not_ascii) if not _is_utf8(text)]
-        ids = {*_ids_where(connection, table, not_text), *not_utf8}
-        found[f"{name} is not text in UTF-8 without NUL"] = sorted(ids)
-        found[_too_long(name)] = _ids_where(connection, table, func.length(stored) > MAX_TEXT)
-    for name in integers:
+        size = func.octet_length(value)
+        if on_sqlite:
+            stored = cast(value, LargeBinary)
+            size = func.length(stored)
+            is_other = or_(func.typeof(value) != "text", func.instr(stored, b"\0") > 0, func.is_utf8(stored) == 0)
+            yield f"{name} is not text in UTF-8 without NUL", is_other
+        yield f"{name} has more than {MAX_TEXT:,} bytes", size > MAX_TEXT
+    for name in integers if on_sqlite else []:  # a column of Postgres has no others
         value = column(name)
         is_other = or_(func.typeof(value) != "integer", value < -INT32 - 1, value > INT32)
-        found[f"{name} is not an integer of 32 bits"] = _ids_where(connection, table, value.is_not(None) & is_other)
-    return found
-
-
-def _too_long(name: str) -> str:
-    return f"{name} has more than {MAX_TEXT:,} bytes"
-
-
-def _ids_where(connection: Connection, table: str, condition: ColumnElement[bool]) -> Sequence[int]:
-    return connection.scalars(select(column("id")).select_from(table_of(table)).where(condition).order_by("id")).all()
+        yield f"{name} is not an integer of 32 bits", value.is_not(None) & is_other
 
 
 def _is_utf8(stored: bytes) -> bool:
@@ -142,23 +120,3 @@ def _is_utf8(stored: bytes) -> bool:
     except UnicodeDecodeError:
         return False
     return True
-
-
-def explain(error: SQLAlchemyError, outcome: str) -> str:
-    """Describe a failure in one line: the error, the statement, the outcome, the remedy. It contains no row values.
-
-    Args:
-        error: raised by a statement, or by the cleanup after it.
-        outcome: the state of the database, as a sentence.
-    """
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, DBAPIError | asyncio.CancelledError):
-        cause = cause.__context__
-    if not isinstance(cause, DBAPIError):
-        raise cause or error from None
-    message = str(cause.orig).partition("\n")[0]  # asyncpg appends the DETAIL, which contains values
-    statement = " ".join((cause.statement or "").split())[:200]
-    remedy = "Fix the cause and run the same command again."
-    if getattr(cause.orig, "sqlstate", None) == "57014":
-        remedy = "The statement timed out: choose a quieter time, or raise MIGRATION_STATEMENT_TIMEOUT."
-    return f"{message}{f' [{statement}]' if statement else ''}. {outcome} {remedy}"

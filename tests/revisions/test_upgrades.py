@@ -201,8 +201,8 @@ def half_postgres_url(postgres_databases: Databases) -> Iterator[URL]:
 
 
 class TestConcurrentUpgrades:
-    def test_eight_upgrades_at_once_run_each_revision_once(self, empty_url: URL, tmp_path: Path) -> None:
-        with started(empty_url, tmp_path / "log", *INTERRUPTED, "concurrent", "8", *RENAME, "rename_7") as upgrades:
+    def test_three_upgrades_at_once_run_each_revision_once(self, empty_url: URL, tmp_path: Path) -> None:
+        with started(empty_url, tmp_path / "log", *INTERRUPTED, "concurrent", "3", *RENAME, "rename_7") as upgrades:
             status, said = upgrades.end()
         assert status == 0, said
         assert times_run(said, RENAMES) == each_once(RENAMES)
@@ -542,7 +542,7 @@ class TestRefused:
         url = postgres_databases.empty()
         assert_refused(
             try_alembic(url, "upgrade", target, cwd=project),
-            "The upgrade was not committed. The database is at no revision.",
+            "env.py uses the connection before Alembic does: nothing would be committed.",
         )
         assert describe_schema(url) == {}
         postgres_databases.drop(url)
