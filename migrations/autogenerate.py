@@ -1,5 +1,6 @@
 """Autogenerate: hooks that make Alembic write revisions which can run under traffic."""
 
+from copy import copy
 from typing import Any, Literal
 
 from alembic import context
@@ -114,17 +115,11 @@ def split_online_indexes(scripts: list[ops.MigrationScript]) -> None:
         upgrade = ops.UpgradeOps(operations)
         # The number comes first: the message begins the file name, and files sort in the order of the revisions.
         message = f"{number} of {len(parts)}: {script.message}" if len(parts) > 1 else script.message
-        scripts.append(
-            ops.MigrationScript(
-                revision,
-                upgrade,
-                upgrade.reverse(),
-                message=message,
-                head=head,
-                splice=script.splice,
-                version_path=script.version_path,
-            )
-        )
+        part = copy(script)
+        part.rev_id, part.head, part.message = revision, head, message
+        part.upgrade_ops, part.downgrade_ops = upgrade, upgrade.reverse()
+        part.branch_label = script.branch_label if number == 1 else None
+        scripts.append(part)
         head, revision = str(revision), rev_id()
 
 

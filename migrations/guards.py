@@ -3,21 +3,8 @@
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+import sqlalchemy as sa
 from alembic.util import CommandError
-from sqlalchemy import (
-    BigInteger,
-    ColumnElement,
-    Connection,
-    LargeBinary,
-    MetaData,
-    cast,
-    column,
-    func,
-    inspect,
-    or_,
-    select,
-)
-from sqlalchemy import table as table_of
 
 from app.inputs import INT32
 
@@ -25,13 +12,13 @@ MAX_TEXT = 2600  # bytes: a row of a Postgres index has at most 2,704, and a cur
 LISTED = 20  # ids of rows in a message
 
 
-def refuse_incomplete_schema(connection: Connection, metadata: MetaData, found: str) -> None:
+def refuse_incomplete_schema(connection: sa.Connection, metadata: sa.MetaData, found: str) -> None:
     """Refuse a database at an unknown revision, unless it has every table and column of the models.
 
     Raises:
         CommandError: a column is missing.
     """
-    found_columns = inspect(connection).get_multi_columns(filter_names=list(metadata.tables))
+    found_columns = sa.inspect(connection).get_multi_columns(filter_names=list(metadata.tables))
     existing = {f"{table}.{column['name']}" for (_, table), columns in found_columns.items() for column in columns}
     missing = [
         str(column) for table in metadata.sorted_tables for column in table.columns if str(column) not in existing
@@ -65,7 +52,7 @@ def refuse_data_loss(steps: Iterable[Any]) -> None:
 
 
 def refuse_unservable_rows(
-    connection: Connection, table: str, *, texts: Sequence[str], integers: Sequence[str]
+    connection: sa.Connection, table: str, *, texts: Sequence[str], integers: Sequence[str]
 ) -> None:
     """Refuse rows that the service can't list, sort by and export. SQLite stores any value in any column.
 
@@ -80,7 +67,7 @@ def refuse_unservable_rows(
     """
     problems = []
     for problem, condition in _unservable(connection, texts, integers):
-        rows = select(column("id", BigInteger)).select_from(table_of(table)).where(condition)
+        rows = sa.select(sa.column("id", sa.BigInteger)).select_from(sa.table(table)).where(condition)
         ids = connection.scalars(rows.order_by("id")).all()
         more = f" and {len(ids) - LISTED} more" if len(ids) > LISTED else ""
         if ids:
@@ -93,24 +80,26 @@ def refuse_unservable_rows(
 
 
 def _unservable(
-    connection: Connection, texts: Sequence[str], integers: Sequence[str]
-) -> Iterator[tuple[str, ColumnElement[bool]]]:
+    connection: sa.Connection, texts: Sequence[str], integers: Sequence[str]
+) -> Iterator[tuple[str, sa.ColumnElement[bool]]]:
     on_sqlite = connection.dialect.name == "sqlite"
     if on_sqlite:
         driver: Any = connection.connection.dbapi_connection
         driver.create_function("is_utf8", 1, _is_utf8, deterministic=True)
     for name in texts:
-        value: ColumnElement[Any] = column(name)
-        size = func.octet_length(value)
+        value: sa.ColumnElement[Any] = sa.column(name)
+        size = sa.func.octet_length(value)
         if on_sqlite:
-            stored = cast(value, LargeBinary)
-            size = func.length(stored)
-            is_other = or_(func.typeof(value) != "text", func.instr(stored, b"\0") > 0, func.is_utf8(stored) == 0)
+            stored = sa.cast(value, sa.LargeBinary)
+            size = sa.func.length(stored)
+            is_other = sa.or_(
+                sa.func.typeof(value) != "text", sa.func.instr(stored, b"\0") > 0, sa.func.is_utf8(stored) == 0
+            )
             yield f"{name} is not text in UTF-8 without NUL", is_other
         yield f"{name} has more than {MAX_TEXT:,} bytes", size > MAX_TEXT
     for name in integers if on_sqlite else []:  # a column of Postgres has no others
-        value = column(name)
-        is_other = or_(func.typeof(value) != "integer", value < -INT32 - 1, value > INT32)
+        value = sa.column(name)
+        is_other = sa.or_(sa.func.typeof(value) != "integer", value < -INT32 - 1, value > INT32)
         yield f"{name} is not an integer of 32 bits", value.is_not(None) & is_other
 
 

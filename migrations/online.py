@@ -11,9 +11,8 @@ from typing import Any
 
 from alembic import context, op
 from alembic.util import CommandError
-from sqlalchemy import text
+from sqlalchemy import ColumnElement, TextClause, text
 from sqlalchemy.exc import DBAPIError
-from sqlalchemy.sql.elements import ColumnElement, TextClause
 
 log = logging.getLogger(__name__)
 

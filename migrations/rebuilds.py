@@ -34,10 +34,7 @@ LOSS = "A rebuild would lose {}. Nothing was changed."
 NAMES = "SELECT name FROM sqlite_master WHERE type = ?"
 AUTOINCREMENT = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name = ? AND sql LIKE '%AUTOINCREMENT%'"
 RAISE_SEQUENCE = "UPDATE sqlite_sequence SET seq = max(seq, ?) WHERE name = ?"
-ADD_SEQUENCE = (  # for a table without rows
-    "INSERT INTO sqlite_sequence (seq, name) SELECT ?, name FROM sqlite_master WHERE type = 'table' AND name = ?"
-    " AND sql LIKE '%AUTOINCREMENT%' AND name NOT IN (SELECT name FROM sqlite_sequence)"
-)
+ADD_SEQUENCE = "INSERT INTO sqlite_sequence (seq, name) VALUES (?, ?)"
 COLUMN, FOREIGN_KEY = ("", "column"), ("", "foreign key")
 SIZES = "SELECT (SELECT count(*) FROM pragma_table_info(?)), (SELECT count(*) FROM pragma_foreign_key_list(?))"
 DEFINITIONS = (
@@ -90,7 +87,11 @@ class RebuildGuard:
         if table and table not in self._dropped:
             self._dropped[table] = _rules(self._connection, table)
         dropped_from = table or _name(DROP_COLUMN, statement)
-        if dropped_from and not self._backed_up and not self._is_new(dropped_from):
+        if (
+            dropped_from
+            and not self._backed_up
+            and dropped_from not in _names(self._connection, "table") - self._tables
+        ):
             back_up(Path(self._connection.engine.url.database or ""), self._revision)
             self._backed_up = True
         self._triggers.discard(_name(DROP_TRIGGER, statement) or "")
@@ -101,7 +102,7 @@ class RebuildGuard:
 
     def column_reflect(self, _inspector: Inspector, table: Table, _column: Any) -> None:
         """Let a copy keep AUTOINCREMENT, which is not reflected. A revision's `table_kwargs` take precedence."""
-        if self._connection.exec_driver_sql(AUTOINCREMENT, (table.name,)).first():
+        if _is_numbered(self._connection, table.name):
             table.kwargs["sqlite_autoincrement"] = True
 
     def check(self) -> None:
@@ -115,11 +116,9 @@ class RebuildGuard:
         for (table, parent), rows in (_orphans(self._connection) - self._orphans).items():
             raise CommandError(f"{rows} rows of {table} would refer to missing rows of {parent}. Nothing was changed.")
         for table, last_id in self._sequences.items():
-            self._connection.exec_driver_sql(RAISE_SEQUENCE, (last_id, table))
-            self._connection.exec_driver_sql(ADD_SEQUENCE, (last_id, table))
-
-    def _is_new(self, table: str) -> bool:
-        return table in _names(self._connection, "table") - self._tables
+            raised = self._connection.exec_driver_sql(RAISE_SEQUENCE, (last_id, table)).rowcount
+            if not raised and _is_numbered(self._connection, table):  # a table without rows
+                self._connection.exec_driver_sql(ADD_SEQUENCE, (last_id, table))
 
 
 def back_up(file: Path, revision: str) -> None:
@@ -147,6 +146,10 @@ def _name(pattern: re.Pattern[str], statement: str) -> str | None:
 
 def _names(connection: Connection, kind: str) -> set[str]:
     return set(connection.exec_driver_sql(NAMES, (kind,)).scalars())
+
+
+def _is_numbered(connection: Connection, table: str) -> bool:
+    return connection.exec_driver_sql(AUTOINCREMENT, (table,)).first() is not None
 
 
 def _sequences(connection: Connection) -> dict[str, int]:

@@ -19,8 +19,6 @@ MIGRATIONS = Path(__file__).parents[2] / "migrations"
 
 revision = "rename_1"
 down_revision = ScriptDirectory(str(MIGRATIONS)).get_current_head()  # a revision of your own has the id itself
-branch_labels = None
-depends_on = None
 reversible = False  # downgrade() drops the aliases
 
 

@@ -13,8 +13,6 @@ from migrations import online
 
 revision = "rename_2"
 down_revision = "rename_1"
-branch_labels = None
-depends_on = None
 reversible = True
 
 

@@ -15,8 +15,6 @@ from migrations import online
 
 revision = "rename_3"
 down_revision = "rename_2"
-branch_labels = None
-depends_on = None
 reversible = True
 
 

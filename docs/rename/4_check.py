@@ -14,8 +14,6 @@ from alembic import op
 
 revision = "rename_4"
 down_revision = "rename_3"
-branch_labels = None
-depends_on = None
 reversible = True
 
 

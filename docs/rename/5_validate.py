@@ -13,8 +13,6 @@ from migrations import online
 
 revision = "rename_5"
 down_revision = "rename_4"
-branch_labels = None
-depends_on = None
 reversible = True
 
 

@@ -14,8 +14,6 @@ from alembic import op
 
 revision = "rename_6"
 down_revision = "rename_5"
-branch_labels = None
-depends_on = None
 reversible = False  # downgrade() fails if a secret name is missing
 squawk_exceptions = {
     "adding-not-nullable-field": "The validated constraint spares Postgres a scan of the table.",

@@ -14,8 +14,6 @@ from alembic import op
 
 revision = "rename_7"
 down_revision = "rename_6"
-branch_labels = None
-depends_on = None
 reversible = False  # downgrade() adds an empty column
 squawk_exceptions = {"ban-drop-column": "No running release uses the column: see Why."}
 

@@ -19,8 +19,6 @@ from migrations import guards
 
 revision = "0001"
 down_revision = None
-branch_labels = None
-depends_on = None
 reversible = False  # downgrade() drops every hero
 
 TRIGGERS = sa.text("SELECT name FROM sqlite_master WHERE type = 'trigger' AND tbl_name = 'hero'")

@@ -17,8 +17,6 @@ from alembic import op
 
 revision = "0002"
 down_revision = "0001"
-branch_labels = None
-depends_on = None
 reversible = True
 squawk_exceptions = {"changing-column-type": "It rewrites the table once, while tables are small: see Locks."}
 

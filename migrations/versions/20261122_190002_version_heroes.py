@@ -14,8 +14,6 @@ from alembic import op
 
 revision = "0004"
 down_revision = "0003"
-branch_labels = None
-depends_on = None
 reversible = False  # downgrade() drops the versions
 squawk_exceptions = {
     "changing-column-type": "Only the collation changes: no row is rewritten, and no index has the column."

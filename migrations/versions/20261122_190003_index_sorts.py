@@ -16,8 +16,6 @@ from migrations import guards, online
 
 revision = "0005"
 down_revision = "0004"
-branch_labels = None
-depends_on = None
 reversible = True
 
 

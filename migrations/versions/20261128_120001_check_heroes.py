@@ -16,8 +16,6 @@ from migrations import guards
 
 revision = "0007"
 down_revision = "0006"
-branch_labels = None
-depends_on = None
 reversible = True
 
 

@@ -28,8 +28,6 @@ REVISION = '''"""A revision that a test needs."""
 
 revision = "test"
 down_revision = "{head}"
-branch_labels = None
-depends_on = None
 {reversible}
 
 

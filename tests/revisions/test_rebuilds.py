@@ -34,8 +34,6 @@ from alembic import op
 
 revision = "test"
 down_revision = "{head}"
-branch_labels = None
-depends_on = None
 reversible = True
 
 
