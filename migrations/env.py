@@ -121,14 +121,13 @@ def describe_failure(connection: Connection) -> str:
 
 async def run_migrations_online() -> None:
     """Create an engine and run the migrations on one connection."""
-    options: dict[str, Any] = {}
-    if SQLITE:
+    if SQLITE:  # the migration lock begins and commits the transaction
         session = {"busy_timeout": LIMITS["lock_timeout"]}
-        options["isolation_level"] = "AUTOCOMMIT"  # the migration lock begins and commits the transaction
+        engine = build_engine(URL, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
     else:
         # Postgres notices within a second that this process was killed, and within a minute that its host is gone.
         session = {**LIMITS, "client_connection_check_interval": 1000, "idle_in_transaction_session_timeout": 60_000}
-    engine = build_engine(URL, session, poolclass=NullPool, **options)
+        engine = build_engine(URL, session, poolclass=NullPool)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(do_run_migrations)
