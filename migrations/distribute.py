@@ -121,7 +121,7 @@ def read_distribution(connection: Connection) -> Mapping[str, str]:
     """
     if not connection.scalar(HAS_CITUS):
         raise CommandError("The database has no Citus: run CREATE EXTENSION citus, and add the workers.")
-    return dict(connection.execute(DISTRIBUTED).tuples().all())
+    return {str(name): str(key) for name, key in connection.execute(DISTRIBUTED)}
 
 
 if __name__ == "__main__":
