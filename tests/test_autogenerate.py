@@ -254,6 +254,12 @@ class TestGenerated:
         assert len(names) == 3
         assert names == sorted(names)
 
+    def test_the_first_of_several_revisions_has_the_branch_label(self, sqlite_url: URL, project: Path) -> None:
+        change_models(project, {SECRET_NAME: SECRET_NAME + POWER})
+        session(project, sqlite_url, f"{GENERATE} --branch-label strong", "upgrade head", "check")
+        found = ["branch_labels = ('strong',)" in source_of(revision) for revision in generated(project)]
+        assert found == [True, False]
+
     def test_a_revision_without_a_message_is_refused_or_uses_online_operations(
         self, sqlite_url: URL, project: Path
     ) -> None:
