@@ -62,40 +62,33 @@ class Database:
     ) -> None:
         """Create the engines. The timeouts are in seconds. Postgres shows the name beside each connection."""
         self.replica: AsyncEngine | None = None
-        self.has_several_hosts = not is_sqlite(url) and len(split_hosts(url)) > 1
+        self.has_several_hosts = False
         if is_sqlite(url):
-            reading: dict[str, object] = {"busy_timeout": int(lock_timeout * 1000)}
-            writing = reading | {"journal_mode": "WAL", "synchronous": sqlite_synchronous, "foreign_keys": "ON"}
-            # Pages of 4 kB. A batch writes thousands of them: checkpoints in the middle of it take a fifth longer.
-            writing["wal_autocheckpoint"] = 10_000
-            writing["journal_size_limit"] = WAL_LIMIT
-            reading |= {"query_only": "ON"}
-        else:
-            writing = reading = {
-                "lock_timeout": int(lock_timeout * 1000),
-                "statement_timeout": int(statement_timeout * 1000),
+            waiting = {"busy_timeout": int(lock_timeout * 1000)}
+            self.reads = build_engine(url, {**waiting, "query_only": "ON"}, poolclass=NullPool)
+            writing = {
+                **waiting,
+                "journal_mode": "WAL",
+                "synchronous": sqlite_synchronous,
+                "foreign_keys": "ON",
+                # Pages of 4 kB. A batch writes thousands of them: checkpoints in the middle of it take a fifth longer.
+                "wal_autocheckpoint": 10_000,
+                "journal_size_limit": WAL_LIMIT,
             }
-            if not pooler:
-                writing["application_name"] = application_name
+            self.writes = build_engine(url, writing, poolclass=NullPool)
+            return
+        session: dict[str, object] = {
+            "lock_timeout": int(lock_timeout * 1000),
+            "statement_timeout": int(statement_timeout * 1000),
+        }
+        if not pooler:
+            session["application_name"] = application_name
         build = partial(build_engine, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler)
-        self.writes = self.reads = build(url, writing)
+        self.reads = self.writes = build(url, session)
+        self.has_several_hosts = len(split_hosts(url)) > 1
         if replica_url is not None:
             replica_url = replica_url.set(query={"target_session_attrs": "standby", **replica_url.query})
-            self.replica = build(replica_url, reading, connect_timeout=REPLICA_CONNECT_TIMEOUT)
-        if is_sqlite(url):
-            self.reads = build(url, reading)
-
-
-def is_open(driver: Any) -> bool:
-    """Tell whether a driver's connection is open, as far as the driver knows."""
-    return driver.is_open if isinstance(driver, SQLiteConnection) else not driver.is_closed()
-
-
-def in_transaction(driver: Any) -> bool:
-    """Tell whether a driver's connection is in a transaction. The database is not asked."""
-    if not is_open(driver):
-        return False
-    return bool(driver.in_transaction if isinstance(driver, SQLiteConnection) else driver.is_in_transaction())
+            self.replica = build(replica_url, session, connect_timeout=REPLICA_CONNECT_TIMEOUT)
 
 
 def build_engine(

@@ -126,15 +126,18 @@ class SQLiteConnection(aiosqlite.Connection):
         super().__init__(partial(sqlite3.connect, database, **options), iter_chunk_size=64)
         self._thread.daemon = True
 
-    @property
-    def is_open(self) -> bool:
-        """Whether it was opened and is not closed."""
-        return self._connection is not None
+    def is_closed(self) -> bool:
+        """Tell whether it is not open, as asyncpg's connection does."""
+        return self._connection is None
+
+    def is_in_transaction(self) -> bool:
+        """Tell whether a transaction is open, as asyncpg's connection does."""
+        return self.in_transaction
 
     @property  # type: ignore[misc]  # read-only: SQLAlchemy sets no isolation level here
     def isolation_level(self) -> str | None:
         """None while no transaction is open: SQLAlchemy then has nothing to roll back, and makes no trip for it."""
-        return "" if self.is_open and self.in_transaction else None
+        return "" if not self.is_closed() and self.in_transaction else None
 
     async def commit(self) -> None:
         """Commit, if a transaction is open."""
@@ -173,29 +176,22 @@ class SQLiteCursor:
 
     async def execute(self, statement: str, parameters: Iterable[Any] = ()) -> Self:
         """Execute a statement and fetch its rows."""
-
-        def execute(cursor: sqlite3.Cursor) -> None:
-            cursor.execute(statement, tuple(parameters))
-            self._store_result(cursor)
-
-        await self._connection.run(execute)
-        return self
+        return await self._run(lambda cursor: cursor.execute(statement, tuple(parameters)))
 
     async def executemany(self, statement: str, parameters: Iterable[Iterable[Any]]) -> Self:
         """Execute a statement with each of the parameter sets."""
+        return await self._run(lambda cursor: cursor.executemany(statement, map(tuple, parameters)))
 
-        def execute(cursor: sqlite3.Cursor) -> None:
-            cursor.executemany(statement, map(tuple, parameters))
-            self._store_result(cursor)
+    async def _run(self, execute: Callable[[sqlite3.Cursor], object]) -> Self:
+        def execute_and_fetch(cursor: sqlite3.Cursor) -> None:
+            execute(cursor)
+            self._rows = deque(cursor.fetchall())
+            self.description = cursor.description
+            self.rowcount = cursor.rowcount
+            self.lastrowid = cursor.lastrowid
 
-        await self._connection.run(execute)
+        await self._connection.run(execute_and_fetch)
         return self
-
-    def _store_result(self, cursor: sqlite3.Cursor) -> None:
-        self._rows = deque(cursor.fetchall())
-        self.description = cursor.description
-        self.rowcount = cursor.rowcount
-        self.lastrowid = cursor.lastrowid
 
     async def fetchone(self) -> Any:
         """Return the next row, or None."""

@@ -14,9 +14,8 @@ from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
 
-from app.database import is_open
 from app.db_errors import is_too_many_connections
-from app.pooled_connection import PooledConnection, close_all, connect
+from app.pooled_connection import PooledConnection, connect
 from app.schema import Schema
 from app.slots import PoolClosedError, PoolTerminatedError, PoolUnavailableError, PoolUsage, QueueFullError, Slots
 
@@ -84,7 +83,7 @@ class ConnectionPool:
 
     def acquire_nowait(self) -> PooledConnection | None:
         """Acquire a connection that is open and idle, if there is one."""
-        if not self._slots.free or not self._idle or not is_open(self._idle[-1].driver):
+        if not self._slots.free or not self._idle or self._idle[-1].driver.is_closed():
             return None
         if self._schema and not self._schema.is_current:
             return None
@@ -126,7 +125,7 @@ class ConnectionPool:
             self._idle.append(pooled)
             self._slots.give_back(moved=True)
         else:
-            self._start(close_all([pooled])).add_done_callback(lambda _: self._slots.give_back())
+            self._start(pooled.close()).add_done_callback(lambda _: self._slots.give_back())
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[AsyncConnection]:
@@ -191,7 +190,8 @@ class ConnectionPool:
                 for _ in range(self._slots.size):
                     await self._slots.take(until=None)
         self._slots.refuse_all(PoolClosedError("The service is shutting down."))
-        self._start(close_all([*self._in_use]))
+        for pooled in self._in_use:
+            self._start(pooled.close())
         await self.disconnect()
 
     async def _connect(self) -> PooledConnection | None:
@@ -202,11 +202,11 @@ class ConnectionPool:
                 await self._schema.require()  # it may have changed during the wait
             while self._idle:
                 pooled = self._idle.pop()
-                if is_open(pooled.driver):
+                if not pooled.driver.is_closed():
                     return pooled
-                self._start(close_all([pooled]))
+                self._start(pooled.close())
             # It is not cancelled with the request: SQLAlchemy would leave the socket of half a connect open.
-            opening = self._start(self._open())
+            opening = self._start(connect(self))
             return await asyncio.shield(opening)
         except BaseException as error:
             if opening and isinstance(error, asyncio.CancelledError):
@@ -217,11 +217,6 @@ class ConnectionPool:
             else:
                 self._slots.give_back()
             raise
-
-    async def _open(self) -> PooledConnection:
-        pooled = await connect(self.engine)
-        pooled.pool = self
-        return pooled
 
     def _keep(self, opening: asyncio.Task[PooledConnection]) -> None:
         """Release a connection whose request was cancelled while it was being opened."""
@@ -239,8 +234,8 @@ class ConnectionPool:
             self._close_idle()
 
     def _close_idle(self) -> None:
-        self._start(close_all(self._idle))
-        self._idle = []
+        while self._idle:
+            self._start(self._idle.pop().close())
 
     def _start(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.get_running_loop().create_task(work)

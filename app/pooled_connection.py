@@ -1,15 +1,15 @@
 """Pooled connections: kept open, and clean when a request gets them."""
 
-import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import Connection
-from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import in_transaction, is_open, set_autocommit
+from app.database import set_autocommit
 from app.drivers import busy_check
 
 if TYPE_CHECKING:
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 @dataclass(eq=False, slots=True)
 class PooledConnection:
-    """A connection that is kept open: SQLAlchemy's two halves of it, and the driver's own."""
+    """A connection of a pool: SQLAlchemy's two halves of it, and the driver's own."""
 
+    pool: "ConnectionPool"
     connection: AsyncConnection
     sync: Connection
     driver: Any
     options: object  # the execution options that it was opened with
     is_busy: Callable[[], bool]  # whether a statement still runs
-    pool: "ConnectionPool | None" = None  # which it belongs to, if any
     autocommit: bool | None = None
     expired: bool = False  # whether it is to be closed when it is given back
     streamed: bool = False  # whether a result that is read while it is iterated may still read from it
@@ -48,35 +48,30 @@ class PooledConnection:
             and not self.streamed
             and not self.sync.invalidated
             and self.sync.get_execution_options() is self.options
-            and is_open(self.driver)
-            and not in_transaction(self.driver)
+            and not self.driver.is_closed()
+            and not self.driver.is_in_transaction()
             and not self.is_busy()
         )
 
     def release(self) -> None:
         """Give it back to its pool."""
-        if self.pool:
-            self.pool.release(self)
+        self.pool.release(self)
 
     async def close(self) -> None:
-        """Close it, whatever state it is in. On one that is silent this takes seconds."""
-        await self.connection.invalidate()
-        await self.connection.close()
+        """Close it, whatever state it is in: no error is raised. On one that is silent this takes seconds."""
+        with suppress(Exception):
+            await self.connection.invalidate()
+            await self.connection.close()
 
 
-async def connect(engine: AsyncEngine) -> PooledConnection:
-    """Open a connection.
+async def connect(pool: "ConnectionPool") -> PooledConnection:
+    """Open a connection for a pool.
 
     Raises:
         SQLAlchemyError: the database can't be connected to.
     """
-    connection = await engine.connect()
+    connection = await pool.engine.connect()
     sync = connection.sync_connection
     assert sync is not None  # noqa: S101 - for the types: it has just been opened
     driver = (await connection.get_raw_connection()).driver_connection
-    return PooledConnection(connection, sync, driver, sync.get_execution_options(), busy_check(sync))
-
-
-async def close_all(connections: Iterable[PooledConnection]) -> None:
-    """Close connections concurrently. One that can't be closed in order is closed none the less."""
-    await asyncio.gather(*(pooled.close() for pooled in connections), return_exceptions=True)
+    return PooledConnection(pool, connection, sync, driver, sync.get_execution_options(), busy_check(sync))

@@ -11,7 +11,6 @@ from typing import Any
 from sqlalchemy import TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from app.database import is_open
 from app.pool import ConnectionPool
 from app.pooled_connection import PooledConnection
 from app.schema import Schema
@@ -98,7 +97,7 @@ class Heartbeat:
         asked_at = time.monotonic()
         if self._silent_since is None:
             # A server that has closed its connections did so after its last answer: newer ones lead to the next server.
-            self._silent_since = asked_at if is_open(pooled.driver) else self._answered_at
+            self._silent_since = self._answered_at if pooled.driver.is_closed() else asked_at
         started_at, position = await ask(pooled, self._statement)
         self._note_server(started_at, self._silent_since)
         self._answered_at = asked_at

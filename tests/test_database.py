@@ -7,12 +7,13 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 from sqlalchemy import URL, NullPool, event, text
 from sqlalchemy.exc import DBAPIError
 
-from app.database import WAL_LIMIT, Database, build_engine, in_transaction, is_open, raise_if_failed, set_autocommit
+from app.database import WAL_LIMIT, Database, build_engine, raise_if_failed, set_autocommit
 from app.main import create_app
 from app.settings import Settings
 from app.urls import parse_url
@@ -136,25 +137,24 @@ class TestConnection:
         for engine in (database.writes, database.reads):
             event.listen(engine.sync_engine, "before_cursor_execute", lambda *args: statements.append(args[2]))
             async with engine.connect() as connection:
-                driver = (await connection.get_raw_connection()).driver_connection
+                driver: Any = (await connection.get_raw_connection()).driver_connection
                 await connection.run_sync(set_autocommit, autocommit=True)
                 await connection.execute(text("SELECT 1"))
-                assert is_open(driver)
-                assert not in_transaction(driver)
+                assert not driver.is_closed()
+                assert not driver.is_in_transaction()
                 await connection.execute(text("BEGIN"))
-                assert in_transaction(driver)
+                assert driver.is_in_transaction()
                 await connection.invalidate()
-                assert not is_open(driver)
-                assert not in_transaction(driver)
+                assert driver.is_closed()
         assert {*statements} == {"SELECT 1", "BEGIN"}
 
     async def test_a_connection_can_be_switched_from_autocommit_to_transactions_and_back(self, url: URL) -> None:
         async with opened(url).writes.connect() as connection:
-            driver = (await connection.get_raw_connection()).driver_connection
+            driver: Any = (await connection.get_raw_connection()).driver_connection
             for autocommit in (True, False, True):
                 await connection.run_sync(set_autocommit, autocommit=autocommit)
                 await connection.execute(text("UPDATE hero SET age = 1"))
-                assert in_transaction(driver) is not autocommit
+                assert driver.is_in_transaction() is not autocommit
                 await connection.rollback()
 
     async def test_a_transaction_on_sqlite_has_the_write_lock_from_its_beginning(self, sqlite_url: URL) -> None:

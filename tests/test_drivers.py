@@ -104,11 +104,11 @@ async def test_an_error_reaches_the_caller_and_the_connection_can_be_used_again(
 
 async def test_a_connection_knows_whether_it_is_open(tmp_path: Path) -> None:
     connection = SQLiteConnection(str(tmp_path / "x.db"))
-    assert not connection.is_open
+    assert connection.is_closed()
     await connection
-    assert connection.is_open
+    assert not connection.is_closed()
     await connection.close()
-    assert not connection.is_open
+    assert connection.is_closed()
     with pytest.raises(ValueError, match="closed"):
         await connection.cursor().execute("SELECT 1")
 

@@ -15,7 +15,7 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 import app.pool
-from app.database import Database, is_open
+from app.database import Database
 from app.pool import ConnectionPool
 from app.pooled_connection import PooledConnection
 from app.slots import PoolUnavailableError
@@ -284,7 +284,7 @@ class TestConnections:
             await terminate_backends(postgres, postgres_url)
 
             async def are_closed() -> bool:
-                return not any(is_open(pooled.driver) for pooled in idle)
+                return all(pooled.driver.is_closed() for pooled in idle)
 
             await wait_until_async(are_closed)  # the driver hears of it when it reads next
             for _ in range(6):

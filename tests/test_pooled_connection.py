@@ -7,7 +7,8 @@ import pytest
 from sqlalchemy import URL, text
 
 from app.database import Database
-from app.pooled_connection import PooledConnection, close_all, connect
+from app.pool import ConnectionPool
+from app.pooled_connection import PooledConnection, connect
 from tests.support.locks import async_write_lock
 from tests.support.processes import TIMEOUT
 
@@ -16,17 +17,12 @@ COUNT = text("SELECT count(*) FROM hero")
 
 
 @pytest.fixture
-def database(url: URL) -> Database:
-    """The engines of a migrated database."""
-    return Database(url, lock_timeout=5, statement_timeout=30, sqlite_synchronous="NORMAL")
-
-
-@pytest.fixture
-async def pooled(database: Database) -> AsyncIterator[PooledConnection]:
+async def pooled(url: URL) -> AsyncIterator[PooledConnection]:
     """A connection that writes."""
-    pooled = await connect(database.writes)
+    database = Database(url, lock_timeout=5, statement_timeout=30, sqlite_synchronous="NORMAL")
+    pooled = await connect(ConnectionPool(database.writes, size=1, queue_size=0, queue_timeout=0))
     yield pooled
-    await close_all([pooled])
+    await pooled.close()
 
 
 async def test_it_is_clean_when_it_is_new_and_after_a_transaction(pooled: PooledConnection) -> None:
@@ -64,8 +60,7 @@ async def test_closing_it_ends_its_transaction_and_its_locks(pooled: PooledConne
         pass
 
 
-async def test_one_that_can_not_be_closed_keeps_no_other_one_open(database: Database) -> None:
-    first, second = [await connect(database.reads) for _ in range(2)]
-    await first.close()
-    await close_all([first, second])
-    assert not second.is_clean
+async def test_closing_one_that_is_closed_is_no_error(pooled: PooledConnection) -> None:
+    for _ in range(2):
+        await pooled.close()
+        assert not pooled.is_clean
