@@ -121,7 +121,7 @@ def build_engine(
 def _postgres_engine(
     url: URL, session: Mapping[str, object], deadline: float | None, pooler: str | None, timeout: float, **options: Any
 ) -> AsyncEngine:
-    parameters = {name: value if isinstance(value, str) else ",".join(value) for name, value in url.query.items()}
+    parameters = {name: ",".join(values) for name, values in url.normalized_query.items()}
     # asyncpg has no channel binding: what a hosting company's URL asks of it can only be left out.
     parameters.pop("channel_binding", None)
     arguments: dict[str, Any] = {"command_timeout": deadline}

@@ -83,12 +83,9 @@ def split_hosts(url: URL) -> list[URL]:
 
 
 def _hosts_and_ports(url: URL) -> tuple[list[str], list[str]]:
-    hosts, ports = url.host or url.query.get("host", ""), url.port or url.query.get("port", "")
-    return _split(hosts), _split(str(ports) if isinstance(ports, int) else ports)
-
-
-def _split(parameter: str | tuple[str, ...]) -> list[str]:
-    return (parameter if isinstance(parameter, str) else ",".join(parameter)).split(",")
+    query = {name: ",".join(values) for name, values in url.normalized_query.items()}
+    hosts, ports = url.host or query.get("host", ""), query.get("port", "") if url.port is None else str(url.port)
+    return hosts.split(","), ports.split(",")
 
 
 def _check_sqlite(url: URL) -> None:
@@ -112,11 +109,10 @@ def _check_postgres(url: URL) -> None:
             raise ValueError(f"the parameter {name!r} must be one of {', '.join(sorted(allowed))}")
         if not isinstance(value, str) and name not in {"host", "port"}:
             raise ValueError(f"the parameter {name!r} is given twice")
-    ports = str(url.query.get("port", url.port or 5432))
-    if not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports.split(",")):
+    hosts, ports = _hosts_and_ports(url)
+    if ports != [""] and not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports):
         raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")
-    hosts, given_ports = _hosts_and_ports(url)
-    if len(given_ports) not in {1, len(hosts)}:
+    if len(ports) not in {1, len(hosts)}:
         raise ValueError("give one port, or one for each host")
     if "@" in (url.host or ""):
         raise ValueError("write an @ in the user name or password as %40")

@@ -43,6 +43,7 @@ def test_a_supported_url_is_normalized(given: str, normalized: str) -> None:
         ("postgresql://u:hunter2@h/d?channel_binding=hunter2", "'channel_binding' must be one of"),
         ("postgresql://u:hunter2@x@h/d", "%40"),
         ("postgresql://u:hunter2@h:99999/d", "from 1 to 65535"),
+        ("postgresql://u:hunter2@h:0/d", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h&port=0", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h&port=5432,x", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h,i&port=1,2,3", "one for each host"),
@@ -73,6 +74,10 @@ def test_an_unsupported_url_is_refused_with_a_reason_that_does_not_contain_it(ur
         ("postgresql://u:p@h,i/d", ["postgresql://u:p@/d?host=h", "postgresql://u:p@/d?host=i"]),
         ("postgresql:///d?host=h:1&host=[::1]:2", ["postgresql:///d?host=h:1", "postgresql:///d?host=[::1]:2"]),
         ("postgresql:///d?host=h,i&port=1,2", ["postgresql:///d?host=h&port=1", "postgresql:///d?host=i&port=2"]),
+        (
+            "postgresql:///d?host=h&host=i&port=1&port=2",
+            ["postgresql:///d?host=h&port=1", "postgresql:///d?host=i&port=2"],
+        ),
         ("postgresql:///d?host=h,i&port=7", ["postgresql:///d?host=h&port=7", "postgresql:///d?host=i&port=7"]),
         (
             "postgresql:///d?host=h,i&target_session_attrs=primary",
