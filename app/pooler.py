@@ -5,6 +5,7 @@ transaction: no setting, and no prepared statement, because another client may h
 """
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import asyncpg
@@ -26,7 +27,6 @@ STATEMENT_OPTIONS: Mapping[str, Any] = {
     "prepared_statement_name_func": str,
     "statement_cache_size": 0,
 }
-
 
 # What holds for a server in each role that `target_session_attrs` names. With one host a preference changes nothing.
 ROLES: Mapping[object, str] = {
@@ -54,15 +54,11 @@ async def connect_to_server(dsn: str, **options: Any) -> asyncpg.Connection:
         if "startup parameter" in str(error):  # PgBouncer does not take `options`, unless it is told to ignore them
             raise asyncpg.ClientCannotConnectError(POOLER) from error
         raise
-    try:
-        is_same = f"SELECT 1 WHERE pg_backend_pid() = {connection.get_server_pid()}"
-        status = await connection.execute(is_same)
-    except BaseException:
-        connection.terminate()
-        raise
-    if status != "SELECT 1":
-        connection.terminate()
-        raise asyncpg.ClientCannotConnectError(POOLER)
+    with ExitStack() as on_error:
+        on_error.callback(connection.terminate)
+        if await connection.execute(f"SELECT 1 WHERE pg_backend_pid() = {connection.get_server_pid()}") != "SELECT 1":
+            raise asyncpg.ClientCannotConnectError(POOLER)
+        on_error.pop_all()
     return connection
 
 
@@ -118,14 +114,12 @@ async def connect_to_pooler(limits: Mapping[str, object], role: object, dsn: str
     """
     connection: PoolerConnection = await asyncpg.connect(dsn, connection_class=PoolerConnection, **options)
     connection.set_limits = "".join(f" SET LOCAL {name} = {value};" for name, value in limits.items())
-    try:
+    with ExitStack() as on_error:
+        on_error.callback(connection.terminate)
         await connection.execute("BEGIN;")
         status = await connection.execute(f"SELECT 1 WHERE {ROLES[role]}")
         await connection.execute("COMMIT")
-    except BaseException:
-        connection.terminate()
-        raise
-    if status != "SELECT 1":
-        connection.terminate()
-        raise asyncpg.TargetServerAttributeNotMatched(f"the server behind the pooler is not {role}")
+        if status != "SELECT 1":
+            raise asyncpg.TargetServerAttributeNotMatched(f"the server behind the pooler is not {role}")
+        on_error.pop_all()
     return connection
