@@ -2,12 +2,12 @@
 
 from typing import Literal
 
-from fastapi import APIRouter, Depends
+from fastapi import APIRouter, Request
 from pydantic import BaseModel
 
 from app.openapi import error_responses
 from app.sessions import SessionMakerDep
-from app.shutdown import refuse_while_shutting_down
+from app.shutdown import ShuttingDownError
 
 router = APIRouter(tags=["health"])
 
@@ -24,8 +24,10 @@ async def is_alive() -> Health:
     return Health(status="alive")
 
 
-@router.get("/readyz", responses=error_responses(503), dependencies=[Depends(refuse_while_shutting_down)])
-async def is_ready(sessionmaker: SessionMakerDep) -> Health:
+@router.get("/readyz", responses=error_responses(503))
+async def is_ready(request: Request, sessionmaker: SessionMakerDep) -> Health:
     """Tell whether requests can be served: the database answers, and has the schema that this release needs."""
+    if getattr(request.app.state, "is_shutting_down", False):
+        raise ShuttingDownError("The service is shutting down.")
     await sessionmaker.check()
     return Health(status="ready")

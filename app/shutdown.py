@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-from fastapi import FastAPI, Request
+from fastapi import FastAPI
 
 log = logging.getLogger(__name__)
 
@@ -59,13 +59,3 @@ def handle_signals(app: FastAPI, delay: float) -> Iterator[None]:
     finally:
         for number, handler in replaced.items():
             signal.signal(number, handler)
-
-
-def refuse_while_shutting_down(request: Request) -> None:
-    """Raise from the first signal on.
-
-    Raises:
-        ShuttingDownError: the service is about to stop.
-    """
-    if getattr(request.app.state, "is_shutting_down", False):
-        raise ShuttingDownError("The service is shutting down.")
