@@ -44,8 +44,7 @@ SERVICE = "heroes-api"  # its processes are known to Postgres by this name, thei
 ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
 
 
-@asynccontextmanager
-async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
+def open_sessionmaker(settings: Settings) -> SessionMaker:
     """Open the database for a block: in the lifespan of the service, and in a script beside it.
 
     A script is written like this:
@@ -63,15 +62,14 @@ async def open_sessionmaker(settings: Settings) -> AsyncIterator[SessionMaker]:
         pooler=settings.database_pooler,
         replica_url=settings.database_replica_url,
     )
-    async with SessionMaker(
+    return SessionMaker(
         database,
         ScriptDirectory.from_config(Config(ALEMBIC_INI)),
         pool_size=settings.pool_size,
         queue_size=settings.queue_size,
         queue_timeout=settings.queue_timeout,
         max_lag=settings.replica_max_lag,
-    ) as sessionmaker:
-        yield sessionmaker
+    )
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -86,13 +84,8 @@ def create_app(settings: Settings) -> FastAPI:
             stack.enter_context(export_telemetry(SERVICE, sessionmaker.pools, sessionmaker.schema))
             await sessionmaker.schema.refresh()  # so that the log says at once what is missing
             if is_sqlite(settings.database_url):
-                file = SQLiteFile(
-                    settings.database_url,
-                    sessionmaker.database,
-                    sessionmaker.schema,
-                    disconnect=sessionmaker.disconnect,
-                )
-                await stack.enter_async_context(file)
+                file = SQLiteFile(settings.database_url, sessionmaker.pools, sessionmaker.schema)
+                await stack.enter_async_context(file.watch())
             else:
                 await stack.enter_async_context(sessionmaker.watch_servers())
                 if sessionmaker.schema.is_current and not settings.database_pooler:  # the start does not wait for it

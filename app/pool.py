@@ -25,12 +25,7 @@ RETRY_INTERVAL = 1  # seconds until another connection is tried, after the serve
 
 
 class ConnectionPool:
-    """The connections of one engine, and the queue of those who wait for one.
-
-    Attributes:
-        engine: what connects.
-        fallback: for sessions that read, and can't connect here.
-    """
+    """The connections of one engine, and the queue of those who wait for one."""
 
     def __init__(  # noqa: PLR0913 - one more than five, by keyword
         self,
@@ -55,13 +50,15 @@ class ConnectionPool:
             fallback: for sessions that read, and can't connect here.
         """
         self.engine = engine
+        self.size = size
         self.fallback = fallback
+        self.released_at = time.monotonic()  # when the last connection was given back clean
+        self._name = name
         self._slots = Slots(size, queue_size=queue_size, name=name)
         self._queue_timeout = queue_timeout
         self._idle: list[PooledConnection] = []
         self._in_use: set[PooledConnection] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
-        self.released_at = time.monotonic()  # when the last connection was given back clean
         self._closed = False
         self._schema = schema
         event.listen(engine.sync_engine, "handle_error", self._close_idle_after)
@@ -72,14 +69,9 @@ class ConnectionPool:
         return self._slots.free
 
     @property
-    def size(self) -> int:
-        """How many connections there are at most."""
-        return self._slots.size
-
-    @property
     def usage(self) -> PoolUsage:
         """How it is used at the moment."""
-        return PoolUsage(self._slots.name, self.size, len(self._idle), len(self._in_use), self._slots.waiting)
+        return PoolUsage(self._name, self.size, len(self._idle), len(self._in_use), self._slots.waiting)
 
     def acquire_nowait(self) -> PooledConnection | None:
         """Acquire a connection that is open and idle, if there is one."""
@@ -187,7 +179,7 @@ class ConnectionPool:
         self._closed = True
         with suppress(TimeoutError):
             async with asyncio.timeout(CLOSE_TIMEOUT):
-                for _ in range(self._slots.size):
+                for _ in range(self.size):
                     await self._slots.take(until=None)
         self._slots.refuse_all(PoolClosedError("The service is shutting down."))
         for pooled in self._in_use:
@@ -230,7 +222,7 @@ class ConnectionPool:
     def _close_idle_after(self, error: ExceptionContext) -> None:
         # When one is lost, others may be; when the server grants no more, they are left to the engine's other pool.
         is_lost = error.is_disconnect and isinstance(error.original_exception, Exception)  # a cancellation is no loss
-        if is_lost or (is_too_many_connections(error.sqlalchemy_exception) and self._slots.size > 1):
+        if is_lost or (is_too_many_connections(error.sqlalchemy_exception) and self.size > 1):
             self._close_idle()
 
     def _close_idle(self) -> None:

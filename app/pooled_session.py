@@ -41,24 +41,19 @@ class PooledSession(Session):
         autocommit: whether each statement commits by itself. A transaction that `begin` begins is a real one even then.
         read: whether it was taken for reading alone.
         pooled: the connection, while a transaction is open.
+        ended: whether no statement may run any more.
     """
 
     def __init__(
-        self,
-        pool: ConnectionPool,
-        *,
-        autocommit: bool,
-        read: bool,
-        unbounded: bool,
-        **options: Any,
+        self, pool: ConnectionPool, *, autocommit: bool, read: bool = False, unbounded: bool = False, **options: Any
     ) -> None:
-        super().__init__(**options)
+        super().__init__(expire_on_commit=False, **options)
         self.pool = pool
         self.autocommit = autocommit
         self.read = read
         self.pooled: PooledConnection | None = None
+        self.ended = False
         self._unbounded = unbounded
-        self._ended = False
 
     def get_bind(self, *_: Any, **__: Any) -> Connection:
         """Return the connection of the transaction. SQLAlchemy asks for it before each statement."""
@@ -71,7 +66,7 @@ class PooledSession(Session):
         self.pooled = pooled
         transaction = self.get_transaction()
         begun = transaction is not None and transaction.origin is SessionTransactionOrigin.BEGIN
-        return self.pooled.prepare(autocommit=self.autocommit and not begun)
+        return pooled.prepare(autocommit=self.autocommit and not begun)
 
     @property
     def is_autocommitting(self) -> bool:
@@ -91,7 +86,7 @@ class PooledSession(Session):
         Raises:
             InvalidRequestError: the session has ended.
         """
-        if self._ended:
+        if self.ended:
             raise InvalidRequestError(ENDED)
         return self.pool.acquire_nowait()
 
@@ -108,7 +103,7 @@ class PooledSession(Session):
             if not self.fall_back():
                 raise
             return await self.acquire()
-        if self._ended:
+        if self.ended:
             pooled.release()
             raise InvalidRequestError(ENDED)
         return pooled
@@ -119,10 +114,6 @@ class PooledSession(Session):
             return False
         self.pool = self.pool.fallback
         return True
-
-    def end(self) -> None:
-        """Let no statement run any more."""
-        self._ended = True
 
     def release(self) -> None:
         """Give the connection back, if there is one."""
@@ -213,10 +204,14 @@ class RequestSession(AsyncSession):
             self.sync_session.pooled.streamed = True
         return result
 
+    async def __aexit__(self, *_: object) -> None:
+        """Finish the session at the end of a block."""
+        await self.finish()
+
     async def finish(self) -> None:
         """Close for good: roll back what was not committed, and give the connection back."""
         session = self.sync_session
-        session.end()
+        session.ended = True
         try:
             if session.is_autocommitting:
                 session.close()  # no I/O, so no greenlet

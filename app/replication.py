@@ -40,9 +40,6 @@ class Heartbeat:
     A server counts as silent only if it does not answer on a new connection either. When a new connection leads to
     another server than the last one, the connections to that are terminated: a server that hangs closes none, and
     requests would wait on them until their deadline.
-
-    Attributes:
-        pool: its connection.
     """
 
     def __init__(
@@ -53,8 +50,8 @@ class Heartbeat:
         on_heartbeat: OnHeartbeat | None = None,
     ) -> None:
         """Take the name of the server in the log, what connects to it, the pools that do too, and what to call."""
-        self.pool = pool
         self._name = name
+        self._pool = pool
         self._watched = watched
         self._on_heartbeat = on_heartbeat or (lambda *_: None)
         self._statement = STARTED_AND_POSITION if on_heartbeat else STARTED
@@ -79,7 +76,7 @@ class Heartbeat:
         # A limit would cancel the connect, but what has hung may still succeed, on another host too.
         timer = asyncio.get_running_loop().call_later(ANSWER_TIME, self._note_silence, silence)
         try:
-            pooled = await self.pool.acquire(unbounded=True)  # as soon as the last one is closed
+            pooled = await self._pool.acquire(unbounded=True)  # as soon as the last one is closed
         finally:
             timer.cancel()
         try:
@@ -91,14 +88,14 @@ class Heartbeat:
                     await self._ask(pooled)
         finally:
             pooled.expired = True
-            self.pool.release(pooled)
+            pooled.release()
 
     async def _ask(self, pooled: PooledConnection) -> None:
         asked_at = time.monotonic()
         if self._silent_since is None:
             # A server that has closed its connections did so after its last answer: newer ones lead to the next server.
             self._silent_since = self._answered_at if pooled.driver.is_closed() else asked_at
-        started_at, position = await ask(pooled, self._statement)
+        started_at, position = await fetch_row(pooled, self._statement)
         self._note_server(started_at, self._silent_since)
         self._answered_at = asked_at
         self._silent_since = None
@@ -125,7 +122,7 @@ class Heartbeat:
             self._on_heartbeat(self._silent_since, None)
 
 
-async def ask(pooled: PooledConnection, statement: TextClause) -> Any:
+async def fetch_row(pooled: PooledConnection, statement: TextClause) -> Any:
     """Fetch a row. If there is none within `ANSWER_TIME`, or this is cancelled, the connection is closed.
 
     Raises:

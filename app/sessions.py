@@ -2,7 +2,8 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, MutableMapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
+from functools import partial
 from typing import Annotated, Any, Self
 
 from alembic.script import ScriptDirectory
@@ -51,37 +52,32 @@ class SessionMaker:
         max_lag: int,
     ) -> None:
         """Create the pools. The times are in seconds."""
-        limits: dict[str, Any] = {"queue_size": queue_size, "queue_timeout": queue_timeout}
         self.database = database
+        unchecked = partial(ConnectionPool, queue_size=queue_size, queue_timeout=queue_timeout)
         # A connection beside those for requests, so that a health check never queues behind them.
-        self._probes = ConnectionPool(database.reads, name="probes", size=1, **limits)
+        self._probes = unchecked(database.reads, name="probes", size=1)
         self.schema = Schema(self._probes.connection, script)
-        limits["schema"] = self.schema
+        checked = partial(unchecked, schema=self.schema)
         shared = database.writes is database.reads  # one engine, as on Postgres
         writing = pool_size // 2 if shared else 1
-        reading = pool_size - writing if shared else pool_size
-        self.reads = ConnectionPool(database.reads, name="reads", size=reading, **limits)
-        self.writes = self.reads
-        if writing:
-            self.writes = ConnectionPool(database.writes, name="writes", size=writing, **limits)
-        self._streams = ConnectionPool(database.reads, name="streams", size=1, **limits)
-        self._pools = {self.reads, self.writes, self._streams, self._probes}
-        is_watched = database.replica is not None or database.has_several_hosts
-        self._size = sum(pool.size for pool in self._pools) + is_watched
+        self.reads = checked(database.reads, name="reads", size=pool_size - writing if shared else pool_size)
+        self.writes = checked(database.writes, name="writes", size=writing) if writing else self.reads
+        self._streams = checked(database.reads, name="streams", size=1)
+        primary = {self.reads, self.writes, self._streams, self._probes}
+        self.pools = [*primary]
         self._heartbeats: list[Heartbeat] = []
         self.replica: Replica | None = None
-        heartbeat: dict[str, Any] = {"size": 1, "queue_size": 0, "queue_timeout": queue_timeout}
         if database.replica is not None:
-            pool = ConnectionPool(database.replica, name="replica", size=pool_size, fallback=self.reads, **limits)
-            self.replica = Replica(pool, self.writes, self.schema, max_lag)
-            watching = ConnectionPool(database.replica, name="replica_heartbeat", **heartbeat)
-            self._heartbeats.append(Heartbeat("replica", watching, {pool}, self.replica.on_replica_heartbeat))
-        if is_watched:
-            watching = ConnectionPool(database.writes, name="primary_heartbeat", **heartbeat)
+            reads = checked(database.replica, name="replica", size=pool_size, fallback=self.reads)
+            watching = unchecked(database.replica, name="replica_heartbeat", size=1)
+            self.replica = Replica(reads, self.writes, self.schema, max_lag)
+            self._heartbeats.append(Heartbeat("replica", watching, {reads}, self.replica.on_replica_heartbeat))
+            self.pools += [reads, watching]
+        if database.replica is not None or database.has_several_hosts:
+            watching = unchecked(database.writes, name="primary_heartbeat", size=1)
             on_heartbeat = self.replica.on_primary_heartbeat if self.replica else None
-            self._heartbeats.append(Heartbeat("primary", watching, self._pools, on_heartbeat))
-        self.pools = [*self._pools, *(heartbeat.pool for heartbeat in self._heartbeats)]
-        self.pools += [self.replica.pool] if self.replica else []
+            self._heartbeats.append(Heartbeat("primary", watching, primary, on_heartbeat))
+            self.pools.append(watching)
 
     async def __aenter__(self) -> Self:
         """Enter the block."""
@@ -122,52 +118,33 @@ class SessionMaker:
 
     async def check_capacity(self, service: str) -> None:
         """Log a warning if the connections of all processes of a service can exceed a limit of Postgres."""
-        await check_capacity(self._probes.connection, service, self._size)
+        size = sum(pool.size for pool in self.pools if pool.engine is not self.database.replica)
+        await check_capacity(self._probes.connection, service, size)
 
-    async def disconnect(self) -> None:
-        """Close every connection: those in use when they are given back."""
-        await asyncio.gather(*(pool.disconnect() for pool in self._pools))
-
-    @asynccontextmanager
-    async def __call__(self, *, autocommit: bool = False, read: bool = False) -> AsyncIterator[AsyncSession]:
-        """Open a session for a block. What is not committed at its end is rolled back.
+    def __call__(self, *, autocommit: bool = False, read: bool = False) -> AsyncSession:
+        """Create a session for a block. What is not committed at its end is rolled back.
 
         Args:
             autocommit: whether each statement commits by itself, outside of a transaction that `begin` begins.
             read: whether it only reads. On SQLite it can't write then, and waits for no writer.
         """
-        session = create_session(self.reads if read else self.writes, autocommit=autocommit, read=read)
-        try:
-            yield session
-        finally:
-            await session.finish()
+        return RequestSession(pool=self.reads if read else self.writes, autocommit=autocommit, read=read)
 
-    def streaming(self) -> Callable[[], AbstractAsyncContextManager[AsyncSession]]:
-        """Return what opens a session for each chunk of one streamed response.
+    def streaming(self) -> Callable[[], AsyncSession]:
+        """Return what creates a session for each chunk of one streamed response.
 
         All such responses share one connection, so that requests never wait for them. Only the first chunk can be
         refused: once a response has begun, the next ones wait for as long as it takes.
         """
         begun = False
 
-        @asynccontextmanager
-        async def open_session() -> AsyncIterator[AsyncSession]:
+        def create_session() -> AsyncSession:
             nonlocal begun
-            session = create_session(self._streams, autocommit=True, read=True, unbounded=begun)
+            session = RequestSession(pool=self._streams, autocommit=True, read=True, unbounded=begun)
             begun = True
-            try:
-                yield session
-            finally:
-                await session.finish()
+            return session
 
-        return open_session
-
-
-def create_session(
-    pool: ConnectionPool, *, autocommit: bool, read: bool = False, unbounded: bool = False
-) -> RequestSession:
-    """Create a session that whoever asks for it has to finish."""
-    return RequestSession(pool=pool, autocommit=autocommit, read=read, unbounded=unbounded, expire_on_commit=False)
+        return create_session
 
 
 async def get_sessionmaker(connection: HTTPConnection) -> SessionMaker:
@@ -224,7 +201,7 @@ def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = 
         set_recent_write_cookie(connection.scope, sessionmaker.replica.max_lag)
     if session is None:
         pool = sessionmaker.reads_of(connection.scope) if read else sessionmaker.writes
-        session = create_session(pool, autocommit=autocommit, read=read)
+        session = RequestSession(pool=pool, autocommit=autocommit, read=read)
         connection.scope[REQUEST_SESSION] = session
     elif not read:
         session.allow_writes(sessionmaker.writes, autocommit=autocommit)

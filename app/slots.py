@@ -9,7 +9,6 @@ from opentelemetry import metrics
 
 STALL_TIMEOUT = 3  # seconds without a free slot for those who wait, after which the queue counts as stalled
 
-
 POOL_NAME = "db.client.connection.pool.name"
 meter = metrics.get_meter("app")
 WAIT_TIME = meter.create_histogram(
@@ -61,8 +60,6 @@ class Slots:
     def __init__(self, size: int, *, queue_size: int, name: str = "") -> None:
         """Take how many slots there are, how many may wait for one, and the name of the pool in metrics."""
         self.free = size
-        self.size = size
-        self.name = name
         self._attributes = {POOL_NAME: name}
         self._queue: deque[asyncio.Future[None]] = deque()  # done when a slot is theirs
         self._queue_size = queue_size
@@ -134,15 +131,12 @@ class Slots:
     def refuse_all(self, reason: PoolUnavailableError) -> None:
         """Raise an error in all who wait."""
         while self._queue:
-            self._refuse(self._queue.popleft(), reason)
+            waiter = self._queue.popleft()
+            if not waiter.done():
+                waiter.set_exception(reason)
 
     def _expire(self, waiter: asyncio.Future[None]) -> None:
-        if waiter in self._queue:
+        if not waiter.done():
             self._queue.remove(waiter)
             TIMEOUTS.add(1, self._attributes)
-            self._refuse(waiter, QueueTimeoutError("Timed out waiting for a database connection."))
-
-    @staticmethod
-    def _refuse(waiter: asyncio.Future[None], reason: PoolUnavailableError) -> None:
-        if not waiter.done():
-            waiter.set_exception(reason)
+            waiter.set_exception(QueueTimeoutError("Timed out waiting for a database connection."))

@@ -5,17 +5,17 @@ A file that was deleted stays open: SQLite goes on writing to it, and all of tha
 
 import asyncio
 import logging
-import os
-from collections.abc import Awaitable, Callable
-from contextlib import suppress
+from collections.abc import AsyncIterator, Collection
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from typing import Self
+from typing import NamedTuple
 
 from sqlalchemy import URL, NullPool, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.database import WAL_LIMIT, Database, build_engine
+from app.database import WAL_LIMIT, build_engine
+from app.pool import ConnectionPool
 from app.schema import Schema, SchemaUnavailableError
 
 log = logging.getLogger(__name__)
@@ -28,47 +28,45 @@ SETTLING_TIME = 2.0
 REPLACED = "The database file was deleted or replaced."
 
 
+class FileState(NamedTuple):
+    """A file as it was at a moment."""
+
+    inode: tuple[int, int]  # its device and its number there: another file has another
+    size: int
+    written_at: int
+
+
 class SQLiteFile:
-    """Watches the file, for the length of a block.
+    """Watches the file.
 
     - When it is deleted or replaced, requests are refused. The new file is served when it has settled.
     - When its write-ahead log is larger than `WAL_LIMIT`, it is truncated as soon as no reader needs it.
     """
 
-    def __init__(
-        self, url: URL, database: Database, schema: Schema, *, disconnect: Callable[[], Awaitable[None]]
-    ) -> None:
-        """Take what is to be watched.
-
-        Args:
-            url: of the file.
-            database: connects to it.
-            schema: refuses the requests.
-            disconnect: closes all other connections to it.
-        """
+    def __init__(self, url: URL, pools: Collection[ConnectionPool], schema: Schema) -> None:
+        """Take the URL of the file, all pools of connections to it, and what refuses their requests."""
         self._path = path = Path(str(url.database))
         self._wal_path = path.with_name(f"{path.name}-wal")
         # Of its own, so that a checkpoint waits for nobody: while it waits, writers wait for it.
         session = {"busy_timeout": 0, "query_only": "ON"}
         self._engine = build_engine(url, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
-        self._database = database
+        self._pools = pools
         self._schema = schema
-        self._disconnect = disconnect
-        self._opened: os.stat_result | None = None
-
-    async def __aenter__(self) -> Self:
-        """Begin to watch."""
-        self._opened = stat(self._path)
+        self._opened: FileState | None = None
         self._stopping = asyncio.Event()
-        for engine in (self._engine, self._database.reads, self._database.writes):
-            event.listen(engine.sync_engine, "do_connect", self._ensure_same)
-        self._task = asyncio.create_task(self._run())
-        return self
 
-    async def __aexit__(self, *_: object) -> None:
-        """Stop watching."""
-        self._stopping.set()
-        await asyncio.wait({self._task})
+    @asynccontextmanager
+    async def watch(self) -> AsyncIterator[None]:
+        """Watch it for a block."""
+        self._opened = read_state(self._path)
+        for engine in {self._engine, *(pool.engine for pool in self._pools)}:
+            event.listen(engine.sync_engine, "do_connect", self._refuse_another)
+        watching = asyncio.create_task(self._run())
+        try:
+            yield
+        finally:
+            self._stopping.set()
+            await asyncio.wait({watching})
 
     async def _run(self) -> None:
         while True:
@@ -99,22 +97,27 @@ class SQLiteFile:
                 await self._stopping.wait()
                 raise asyncio.CancelledError
 
-    def _ensure_same(self, *_: object) -> None:
+    def _is_another(self) -> bool:
+        """Tell whether the file is no longer the one that was opened, if there was one."""
+        found = read_state(self._path)
+        return self._opened is not None and (found is None or found.inode != self._opened.inode)
+
+    def _refuse_another(self, *_: object) -> None:
         """Refuse to open another file beside the one that is open: SQLite would create it, or mix the two up."""
-        if self._opened is not None and not is_same(stat(self._path), self._opened):
+        if self._is_another():
             raise SchemaUnavailableError(REPLACED)
 
     async def _watch(self, connection: AsyncConnection) -> None:
         """Return when the file is no longer the one that was opened."""
         is_large = False
-        while is_same(found := stat(self._path), self._opened) or self._opened is None:
-            self._opened = found
+        while not self._is_another():
+            self._opened = self._opened or read_state(self._path)
             with suppress(SQLAlchemyError):  # an upgrade may lock the whole file
                 await open_wal(connection)
-            wal = stat(self._wal_path)
-            was_large, is_large = is_large, wal is not None and wal.st_size > WAL_LIMIT
+            wal = read_state(self._wal_path)
+            was_large, is_large = is_large, wal is not None and wal.size > WAL_LIMIT
             if wal and is_large and not await truncate_wal(connection) and not was_large:
-                log.warning("The write-ahead log has %d MB, because a long read needs it.", wal.st_size >> 20)
+                log.warning("The write-ahead log has %d MB, because a long read needs it.", wal.size >> 20)
             elif was_large and not is_large:
                 log.info("The write-ahead log was truncated.")
             await self._pause()
@@ -130,14 +133,14 @@ class SQLiteFile:
             self._path,
         )
         await self._schema.suspend(REPLACED)
-        await self._disconnect()
+        await asyncio.gather(*(pool.disconnect() for pool in self._pools))
 
     async def _settle(self) -> None:
         """Wait until there is a file, and has been the same for a while."""
         loop = asyncio.get_running_loop()
         seen, since = None, loop.time()
         while seen is None or loop.time() - since < SETTLING_TIME:
-            if not is_unchanged(found := stat(self._path), seen):
+            if (found := read_state(self._path)) != seen:
                 seen, since = found, loop.time()
             await self._pause()
         self._opened = seen
@@ -162,24 +165,10 @@ async def truncate_wal(connection: AsyncConnection) -> bool:
     return True
 
 
-def stat(path: Path) -> os.stat_result | None:
-    """Return what is known of a file, or None if there is none."""
+def read_state(path: Path) -> FileState | None:
+    """Return the state of a file, or None if there is none."""
     try:
-        return path.stat()
+        found = path.stat()
     except OSError:
         return None
-
-
-def is_same(one: os.stat_result | None, other: os.stat_result | None) -> bool:
-    """Tell whether there is a file, and it is the same one."""
-    return one is not None and other is not None and os.path.samestat(one, other)
-
-
-def is_unchanged(one: os.stat_result | None, other: os.stat_result | None) -> bool:
-    """Tell whether there is a file, the same one, and it was not written to."""
-    return (
-        one is not None
-        and other is not None
-        and os.path.samestat(one, other)
-        and (one.st_size, one.st_mtime_ns) == (other.st_size, other.st_mtime_ns)
-    )
+    return FileState((found.st_dev, found.st_ino), found.st_size, found.st_mtime_ns)
