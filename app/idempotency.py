@@ -8,11 +8,10 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from random import randrange
-from types import MappingProxyType
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 from fastapi import BackgroundTasks, Header, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -68,17 +67,6 @@ class KeyExpiredError(Exception):
     """The key expired while its response was read. The same request may be sent again."""
 
 
-class StoredResponse(NamedTuple):
-    """A response with status 200: its body as JSON, and its headers."""
-
-    body: str
-    headers: Mapping[str, str] = MappingProxyType({})
-
-    def response(self) -> Response:
-        """Create the response."""
-        return Response(self.body, media_type="application/json", headers=self.headers)
-
-
 def unquote(key: str) -> str:
     """Return a key without its quotes, if it has any.
 
@@ -92,13 +80,12 @@ def unquote(key: str) -> str:
 
 
 IdempotencyKey = Annotated[
-    str | None,
+    Annotated[str, AfterValidator(unquote)] | None,
     Header(
         description="A name for this request. A retry with the same one runs once, for 24 hours.",
         examples=["8e03978e-40d5-43dd-bc93-6894a57f9324"],
         json_schema_extra={"pattern": f"^(?:{VISIBLE.pattern})$"},
     ),
-    AfterValidator(lambda key: unquote(key) if key is not None else None),
 ]
 
 # Parameters do not have the names of columns, which `update` would SET.
@@ -141,11 +128,11 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
     request: Request,
     key: str | None,
     body: Any,
-    work: Callable[[], Awaitable[StoredResponse]],
+    work: Callable[[], Awaitable[Response]],
     *,
     tasks: BackgroundTasks,
     secrets: IncEx | None = None,
-) -> StoredResponse:
+) -> Response:
     """Run work once for a key, in the transaction that stores the key; if it has run already, return its response.
 
     Args:
@@ -153,7 +140,7 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
         request: its method and path, and its caller, are the scope of the key.
         key: without one, the work runs without a transaction.
         body: the validated body of the request.
-        work: what to run. If it raises, nothing is stored.
+        work: what to run. Its response has JSON and status 200. If it raises, nothing is stored.
         tasks: those of the request. Expired keys are deleted in one, after the response.
         secrets: the fields of the body that nothing may be known about, in the form of pydantic's `exclude`. They are
             not compared: a refusal would tell who guesses them that the guess is wrong.
@@ -179,14 +166,15 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
         if (await session.exec(CLAIM[dialect], params=claim)).one_or_none() is None:
             return await replay(session, name, fingerprint)
         response = await work()
-        await session.exec(STORE, params={**name, "of_answer": json.dumps([response.body, dict(response.headers)])})
+        answer = json.dumps([bytes(response.body).decode(), dict(response.headers)])
+        await session.exec(STORE, params={**name, "of_answer": answer})
     sessionmaker = getattr(request.app.state, "sessionmaker", None)  # None if a test overrides the sessions
     if sessionmaker and randrange(PURGE_EVERY) == 0:  # noqa: S311 - a sample, not a secret
         tasks.add_task(purge_expired, sessionmaker)
     return response
 
 
-async def replay(session: AsyncSession, name: dict[str, str], fingerprint: str) -> StoredResponse:
+async def replay(session: AsyncSession, name: dict[str, str], fingerprint: str) -> Response:
     """Return the stored response."""
     stored = (await session.exec(READ, params=name)).one_or_none()
     if stored is None:
@@ -194,7 +182,8 @@ async def replay(session: AsyncSession, name: dict[str, str], fingerprint: str) 
     # The hash of an older release can't be compared without the secrets. Its records expire within a day.
     if stored.fingerprint.startswith(HASH) and stored.fingerprint != fingerprint:
         raise KeyReusedError("This key was sent with another body: send a new key with a new request")
-    return StoredResponse(*json.loads(stored.answer))
+    body, headers = json.loads(stored.answer)
+    return Response(body, headers=headers, media_type="application/json")
 
 
 async def purge_expired(sessionmaker: SessionMaker) -> None:

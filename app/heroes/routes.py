@@ -21,7 +21,7 @@ from app.etags import (
 )
 from app.heroes.models import HeroCreate, HeroDeleted, HeroPublic, HeroUpdate
 from app.heroes.queries import HEROES, PUBLIC, HeroFilters, HeroQuery
-from app.idempotency import IdempotencyKey, StoredResponse, run_idempotent
+from app.idempotency import IdempotencyKey, run_idempotent
 from app.inputs import DIGITS, INT64
 from app.openapi import Responses, error_responses, response_headers
 from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionMakerDep
@@ -112,13 +112,11 @@ async def create_hero(
 ) -> Response:
     """Create a hero. The database chooses its id."""
 
-    async def create() -> StoredResponse:
+    async def create() -> Response:
         created = (await session.exec(CREATE, params=hero.model_dump())).one()
-        headers = {"ETag": format_etag(created.version), "Location": location(request, created.id)}
-        return StoredResponse(to_json(to_public(created)).decode(), headers)
+        return respond(created, Location=location(request, created.id))
 
-    created = await run_idempotent(session, request, idempotency_key, hero, create, tasks=tasks, secrets=SECRETS)
-    return created.response()
+    return await run_idempotent(session, request, idempotency_key, hero, create, tasks=tasks, secrets=SECRETS)
 
 
 @router.patch(
@@ -159,14 +157,13 @@ async def create_heroes(
 ) -> Response:
     """Create up to 1,000 heroes: all of them, or none. The response has them in the same order."""
 
-    async def create() -> StoredResponse:
+    async def create() -> Response:
         created = await session.exec(CREATE_ALL, params=[hero.model_dump() for hero in heroes])
         in_order = sorted(created, key=lambda hero: hero.id)
-        return StoredResponse(to_json([to_public(hero) for hero in in_order]).decode())
+        return Response(to_json([to_public(hero) for hero in in_order]), media_type="application/json")
 
     secrets = {"__all__": SECRETS}  # of each item
-    created = await run_idempotent(session, request, idempotency_key, heroes, create, tasks=tasks, secrets=secrets)
-    return created.response()
+    return await run_idempotent(session, request, idempotency_key, heroes, create, tasks=tasks, secrets=secrets)
 
 
 @router.get("/export", response_class=Response, responses=LINES)
@@ -197,6 +194,7 @@ def to_public(row: HeroRow) -> dict[str, Any]:
     return dict(zip(FIELDS, row, strict=False))  # the version is behind them
 
 
-def respond(row: HeroRow) -> Response:
+def respond(row: HeroRow, **headers: str) -> Response:
     """Respond with a hero. Returning the row would cost 20 µs more, for the same response."""
-    return Response(to_json(to_public(row)), media_type="application/json", headers={"ETag": format_etag(row.version)})
+    headers = {"ETag": format_etag(row.version), **headers}
+    return Response(to_json(to_public(row)), media_type="application/json", headers=headers)
