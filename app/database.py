@@ -64,10 +64,10 @@ class Database:
         self.replica: AsyncEngine | None = None
         self.has_several_hosts = False
         if is_sqlite(url):
-            waiting = {"busy_timeout": int(lock_timeout * 1000)}
-            self.reads = build_engine(url, {**waiting, "query_only": "ON"}, poolclass=NullPool)
+            pragmas = {"busy_timeout": int(lock_timeout * 1000)}
+            self.reads = build_engine(url, {**pragmas, "query_only": "ON"})
             writing = {
-                **waiting,
+                **pragmas,
                 "journal_mode": "WAL",
                 "synchronous": sqlite_synchronous,
                 "foreign_keys": "ON",
@@ -75,7 +75,7 @@ class Database:
                 "wal_autocheckpoint": 10_000,
                 "journal_size_limit": WAL_LIMIT,
             }
-            self.writes = build_engine(url, writing, poolclass=NullPool)
+            self.writes = build_engine(url, writing)
             return
         session: dict[str, object] = {
             "lock_timeout": int(lock_timeout * 1000),
@@ -83,7 +83,7 @@ class Database:
         }
         if not pooler:
             session["application_name"] = application_name
-        build = partial(build_engine, poolclass=NullPool, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler)
+        build = partial(build_engine, deadline=statement_timeout + ANSWER_TIMEOUT, pooler=pooler)
         self.reads = self.writes = build(url, session)
         self.has_several_hosts = len(split_hosts(url)) > 1
         if replica_url is not None:
@@ -108,8 +108,9 @@ def build_engine(
         deadline: the seconds after which a statement that Postgres has not answered costs its connection.
         pooler: the mode of the pooler that the URL leads to, if it is one: "transaction".
         connect_timeout: the seconds that all hosts of a Postgres URL together have to accept a connection.
-        options: of SQLAlchemy's `create_async_engine`.
+        options: of SQLAlchemy's `create_async_engine`. By default the engine keeps no connections.
     """
+    options.setdefault("poolclass", NullPool)
     if is_sqlite(url):
         engine = _sqlite_engine(url, session, **options)
     else:
@@ -216,11 +217,9 @@ def _sqlite_engine(url: URL, session: Mapping[str, object], **options: Any) -> A
 
 
 def set_autocommit(connection: Connection, *, autocommit: bool) -> None:
-    """Let the next transactions of a connection be real ones, or let each statement commit by itself. It is no I/O.
+    """Let each statement of a connection commit by itself, or its next transactions be real ones. It is no I/O.
 
-    Args:
-        connection: it is in no transaction.
-        autocommit: whether its isolation level is AUTOCOMMIT.
+    It has to be called outside of a transaction.
     """
     connection.info[AUTOCOMMIT] = autocommit
     # Not by isinstance, which is true of every connection of asyncpg.

@@ -52,11 +52,6 @@ def before_response(scope: MutableMapping[str, Any], work: Callable[..., Awaitab
     The exit code of a dependency with `scope="function"` runs then, from the same stack. FastAPI keeps it in the scope,
     under an undocumented key. A dependency that is a generator costs 30 µs more, a tenth of a request. Without the key,
     `get_autocommit_session` and `get_read_session` have to be generators, like `get_session`.
-
-    Args:
-        scope: of the request.
-        work: an async function.
-        arguments: of that function.
     """
     stack: AsyncExitStack = scope["fastapi_function_astack"]
     stack.push_async_callback(work, *arguments)
@@ -211,9 +206,6 @@ class SQLiteCursor:
 
 def build_logger_provider(resource: Any) -> LoggerProvider:
     """Create what exports log records to the collector that the environment names, and does not wait for it at exit.
-
-    Args:
-        resource: the `Resource` that describes this process.
 
     Raises:
         ImportError: the extra `telemetry` is not installed.

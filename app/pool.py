@@ -202,7 +202,7 @@ class ConnectionPool:
             return await asyncio.shield(opening)
         except BaseException as error:
             if opening and isinstance(error, asyncio.CancelledError):
-                opening.add_done_callback(self._keep)
+                opening.add_done_callback(self._release_opened)
             elif is_too_many_connections(error) and self.fallback is None:
                 asyncio.get_running_loop().call_later(RETRY_INTERVAL, self._slots.give_back)
                 return None
@@ -210,7 +210,7 @@ class ConnectionPool:
                 self._slots.give_back()
             raise
 
-    def _keep(self, opening: asyncio.Task[PooledConnection]) -> None:
+    def _release_opened(self, opening: asyncio.Task[PooledConnection]) -> None:
         """Release a connection whose request was cancelled while it was being opened."""
         if opening.cancelled() or opening.exception():
             self._slots.give_back()

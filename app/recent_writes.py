@@ -26,13 +26,9 @@ def may_read_replica(scope: MutableMapping[str, Any]) -> bool:
 
 
 def set_recent_write_cookie(scope: MutableMapping[str, Any], max_lag: int) -> None:
-    """Let the response to a request set the cookie.
-
-    Args:
-        scope: of the request.
-        max_lag: the seconds that a replica may be behind. Clients count whole ones, so the cookie lives one longer.
-    """
+    """Let the response to a request set the cookie, for longer than a replica may be behind, in seconds."""
     state = scope.setdefault("state", {})
+    # Clients count whole seconds, so it lives one longer.
     state[SET_COOKIE] = b"%s; Max-Age=%d; Path=/; HttpOnly; SameSite=Lax" % (COOKIE, max_lag + 1)
 
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import URL, NullPool, event, text
+from sqlalchemy import URL, event, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -49,7 +49,7 @@ class SQLiteFile:
         self._wal_path = path.with_name(f"{path.name}-wal")
         # Of its own, so that a checkpoint waits for nobody: while it waits, writers wait for it.
         session = {"busy_timeout": 0, "query_only": "ON"}
-        self._engine = build_engine(url, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        self._engine = build_engine(url, session, isolation_level="AUTOCOMMIT")
         self._pools = pools
         self._schema = schema
         self._opened: FileState | None = None
