@@ -7,7 +7,7 @@ from functools import partial
 from typing import Annotated, Any, Self
 
 from alembic.script import ScriptDirectory
-from fastapi import Depends, FastAPI
+from fastapi import Depends
 from fastapi.requests import HTTPConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
@@ -155,16 +155,15 @@ async def get_sessionmaker(connection: HTTPConnection) -> SessionMaker:
     Raises:
         RuntimeError: the app's lifespan has not started.
     """
-    sessionmaker = _sessionmaker_of(connection.app)
-    if sessionmaker.replica and connection.scope.get("method") not in SAFE_METHODS:
+    return _take_sessionmaker(connection, writes=connection.scope.get("method") not in SAFE_METHODS)
+
+
+def _take_sessionmaker(connection: HTTPConnection, *, writes: bool) -> SessionMaker:
+    sessionmaker: SessionMaker | None = getattr(connection.app.state, "sessionmaker", None)
+    if sessionmaker is None:
+        raise RuntimeError(NOT_OPEN)
+    if writes and sessionmaker.replica:
         set_recent_write_cookie(connection.scope, sessionmaker.replica.max_lag)
-    return sessionmaker
-
-
-def _sessionmaker_of(app: FastAPI) -> SessionMaker:
-    sessionmaker = getattr(app.state, "sessionmaker", None)
-    if not isinstance(sessionmaker, SessionMaker):
-        raise RuntimeError(NOT_OPEN)  # noqa: TRY004 - no caller has passed a wrong type
     return sessionmaker
 
 
@@ -195,10 +194,8 @@ async def get_read_session(connection: HTTPConnection) -> AsyncSession:
 
 
 def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = False) -> RequestSession:
-    sessionmaker = _sessionmaker_of(connection.app)
+    sessionmaker = _take_sessionmaker(connection, writes=not read)
     session: RequestSession | None = connection.scope.get(REQUEST_SESSION)
-    if sessionmaker.replica and not read:
-        set_recent_write_cookie(connection.scope, sessionmaker.replica.max_lag)
     if session is None:
         pool = sessionmaker.reads_of(connection.scope) if read else sessionmaker.writes
         session = RequestSession(pool=pool, autocommit=autocommit, read=read)
