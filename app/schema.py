@@ -46,12 +46,9 @@ class Schema:
         self._refreshed_at = float("-inf")
 
     async def require(self) -> None:
-        """Raise if the database is behind this release.
+        """Raise `SchemaUnavailableError` if the database is behind this release, or does not answer.
 
-        The database is checked at most once a second until it is at head, and not again after that.
-
-        Raises:
-            SchemaUnavailableError: it is behind, or does not answer.
+        It is checked at most once a second until it is at head, and not again after that.
         """
         if self.is_current:
             return
@@ -61,11 +58,7 @@ class Schema:
             raise SchemaUnavailableError(self._problem)
 
     async def check(self) -> None:
-        """Check the database now.
-
-        Raises:
-            SchemaUnavailableError: it does not answer within `TIME_LIMIT`, has no schema, or is behind this release.
-        """
+        """Raise `SchemaUnavailableError` if the database is behind this release, or does not answer now."""
         await self.refresh()
         if self._problem:
             raise SchemaUnavailableError(self._problem)
@@ -76,7 +69,7 @@ class Schema:
         self.is_current = False
         self._problem = problem
         if self._refreshing is not None:
-            await self._refreshing
+            await asyncio.wait({self._refreshing})
 
     def resume(self) -> None:
         """Let the next check connect again."""

@@ -115,6 +115,19 @@ async def test_a_backup_in_the_place_of_the_file_is_served(
 
 
 @pytest.mark.chaos
+async def test_a_backup_is_served_also_if_a_check_of_the_schema_was_the_first_to_notice(
+    sqlite_url: URL, path: Path, backup: Path
+) -> None:
+    app = create_app(Settings(database_url=sqlite_url))
+    async with running(app) as client:
+        for pool in app.state.sessionmaker.pools:
+            await pool.disconnect()  # so that the check has to connect
+        move(backup, path)
+        assert (await client.get("/readyz")).json() == REFUSED
+        await wait_until_served(client)
+
+
+@pytest.mark.chaos
 async def test_a_write_that_waits_meanwhile_is_refused(client: httpx.AsyncClient, path: Path) -> None:
     with closing(sqlite3.connect(path, isolation_level=None)) as connection:
         connection.execute("BEGIN IMMEDIATE")
