@@ -233,10 +233,6 @@ def set_autocommit(connection: Connection, *, autocommit: bool) -> None:
 
 
 def raise_if_failed(connection: Connection) -> None:
-    """Raise if the open transaction has failed: Postgres would answer its COMMIT with a rollback, and no error.
-
-    Raises:
-        DBAPIError: a statement has failed, and was not rolled back to a savepoint.
-    """
+    """Raise if the open transaction has failed: Postgres would answer its COMMIT with a rollback, and no error."""
     if connection.info.pop(FAILED, False):
         connection.exec_driver_sql("SELECT 1")

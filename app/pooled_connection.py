@@ -65,11 +65,7 @@ class PooledConnection:
 
 
 async def connect(pool: "ConnectionPool") -> PooledConnection:
-    """Open a connection for a pool.
-
-    Raises:
-        SQLAlchemyError: the database can't be connected to.
-    """
+    """Open a connection for a pool."""
     connection = await pool.engine.connect()
     sync = connection.sync_connection
     assert sync is not None  # noqa: S101 - for the types: it has just been opened

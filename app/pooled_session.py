@@ -81,21 +81,13 @@ class PooledSession(Session):
         )
 
     def acquire_nowait(self) -> PooledConnection | None:
-        """Acquire a connection for this session without waiting, if possible.
-
-        Raises:
-            InvalidRequestError: the session has ended.
-        """
+        """Acquire a connection for this session without waiting, if possible."""
         if self.ended:
             raise InvalidRequestError(ENDED)
         return self.pool.acquire_nowait()
 
     async def acquire(self) -> PooledConnection:
-        """Acquire a connection for this session, as `ConnectionPool.acquire` does.
-
-        Raises:
-            InvalidRequestError: the session has ended meanwhile.
-        """
+        """Acquire a connection for this session, as `ConnectionPool.acquire` does."""
         try:
             with counted_as_pool_wait():
                 pooled = await self.pool.acquire(unbounded=self._unbounded)
@@ -103,7 +95,7 @@ class PooledSession(Session):
             if not self.fall_back():
                 raise
             return await self.acquire()
-        if self.ended:
+        if self.ended:  # meanwhile
             pooled.release()
             raise InvalidRequestError(ENDED)
         return pooled

@@ -40,13 +40,10 @@ ROLES: Mapping[object, str] = {
 
 
 async def connect_to_server(dsn: str, **options: Any) -> asyncpg.Connection:
-    """Connect to Postgres itself, with the options of `asyncpg.connect`.
+    """Connect to Postgres itself, with the options of `asyncpg.connect`. Raise an error if it is a pooler.
 
     A pooler tells each client a process id of its own invention, because many of them share a process of the server.
     The query that compares it is in the simple protocol, where nothing is prepared.
-
-    Raises:
-        ClientCannotConnectError: it is a pooler.
     """
     try:
         connection: asyncpg.Connection = await asyncpg.connect(dsn, connection_class=KeepAliveConnection, **options)
@@ -63,7 +60,7 @@ async def connect_to_server(dsn: str, **options: Any) -> asyncpg.Connection:
 
 
 class PoolerConnection(KeepAliveConnection):
-    """A connection to a pooler. Each transaction begins by setting its time limits."""
+    """A connection to a pooler. A transaction begins by setting its limits, and no statement runs outside of one."""
 
     set_limits = ""
 
@@ -75,20 +72,12 @@ class PoolerConnection(KeepAliveConnection):
         return status
 
     async def prepare(self, query: str, **options: Any) -> Any:
-        """Prepare a statement, for this transaction.
-
-        Raises:
-            InterfaceError: no transaction is open.
-        """
+        """Prepare a statement, for this transaction."""
         self._ensure_transaction()
         return await super().prepare(query, **options)
 
     async def executemany(self, command: str, args: Any, **options: Any) -> None:
-        """Execute a statement for each of the arguments, in this transaction.
-
-        Raises:
-            InterfaceError: no transaction is open.
-        """
+        """Execute a statement for each of the arguments, in this transaction."""
         self._ensure_transaction()
         await super().executemany(command, args, **options)
 

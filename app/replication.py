@@ -150,7 +150,6 @@ class Replica:
     """
 
     def __init__(self, pool: ConnectionPool, writes: ConnectionPool, schema: Schema, max_lag: int) -> None:
-        """Take its pool, the pool for writes and the schema of the primary, and the seconds that it may be behind."""
         self.pool = pool
         self.max_lag = max_lag
         self._writes = writes

@@ -151,9 +151,6 @@ async def get_sessionmaker(connection: HTTPConnection) -> SessionMaker:
     """Return what opens sessions that outlive the request: in background tasks, WebSockets and streams.
 
     With another method than GET and HEAD the request is expected to write.
-
-    Raises:
-        RuntimeError: the app's lifespan has not started.
     """
     return _take_sessionmaker(connection, writes=connection.scope.get("method") not in SAFE_METHODS)
 

@@ -58,7 +58,6 @@ class Slots:
     """A semaphore that is first come, first served, with a bounded queue."""
 
     def __init__(self, size: int, *, queue_size: int, name: str = "") -> None:
-        """Take how many slots there are, how many may wait for one, and the name of the pool in metrics."""
         self.free = size
         self._attributes = {POOL_NAME: name}
         self._queue: deque[asyncio.Future[None]] = deque()  # done when a slot is theirs
