@@ -128,11 +128,11 @@ def release_connection(session: PooledSession, transaction: SessionTransaction) 
         session.release()
 
 
-class RequestSession(AsyncSession):
-    """The session of a request, shared by its dependencies and its handler.
+class AsyncPooledSession(AsyncSession):
+    """The session that handlers use.
 
     Attributes:
-        dependencies: how many have taken it and not left it yet.
+        dependencies: how many of those of its request have taken it and not left it yet.
     """
 
     sync_session_class = PooledSession

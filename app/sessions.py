@@ -15,7 +15,7 @@ from app.capacity import check_capacity
 from app.database import Database
 from app.drivers import before_response
 from app.pool import ConnectionPool
-from app.pooled_session import RequestSession
+from app.pooled_session import AsyncPooledSession
 from app.recent_writes import SAFE_METHODS, may_read_replica, set_recent_write_cookie
 from app.replication import Heartbeat, Replica
 from app.schema import Schema, SchemaUnavailableError
@@ -128,7 +128,7 @@ class SessionMaker:
             autocommit: whether each statement commits by itself, outside of a transaction that `begin` begins.
             read: whether it only reads. On SQLite it can't write then, and waits for no writer.
         """
-        return RequestSession(pool=self.reads if read else self.writes, autocommit=autocommit, read=read)
+        return AsyncPooledSession(pool=self.reads if read else self.writes, autocommit=autocommit, read=read)
 
     def streaming(self) -> Callable[[], AsyncSession]:
         """Return what creates a session for each chunk of one streamed response.
@@ -140,7 +140,7 @@ class SessionMaker:
 
         def create_session() -> AsyncSession:
             nonlocal begun
-            session = RequestSession(pool=self._streams, autocommit=True, read=True, unbounded=begun)
+            session = AsyncPooledSession(pool=self._streams, autocommit=True, read=True, unbounded=begun)
             begun = True
             return session
 
@@ -190,12 +190,12 @@ async def get_read_session(connection: HTTPConnection) -> AsyncSession:
     return session
 
 
-def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = False) -> RequestSession:
+def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = False) -> AsyncPooledSession:
     sessionmaker = _take_sessionmaker(connection, writes=not read)
-    session: RequestSession | None = connection.scope.get(REQUEST_SESSION)
+    session: AsyncPooledSession | None = connection.scope.get(REQUEST_SESSION)
     if session is None:
         pool = sessionmaker.reads_of(connection.scope) if read else sessionmaker.writes
-        session = RequestSession(pool=pool, autocommit=autocommit, read=read)
+        session = AsyncPooledSession(pool=pool, autocommit=autocommit, read=read)
         connection.scope[REQUEST_SESSION] = session
     elif not read:
         session.allow_writes(sessionmaker.writes, autocommit=autocommit)
@@ -203,7 +203,7 @@ def _take_session(connection: HTTPConnection, *, autocommit: bool, read: bool = 
     return session
 
 
-async def _leave_session(connection: HTTPConnection, session: RequestSession) -> None:
+async def _leave_session(connection: HTTPConnection, session: AsyncPooledSession) -> None:
     session.dependencies -= 1
     if not session.dependencies:
         del connection.scope[REQUEST_SESSION]

@@ -16,7 +16,7 @@ from sqlmodel.ext.asyncio.session import AsyncSession
 from app.database import build_engine
 from app.heroes.models import Hero
 from app.pool import ConnectionPool
-from app.pooled_session import RequestSession
+from app.pooled_session import AsyncPooledSession
 from app.sessions import SessionMaker
 from app.urls import is_sqlite
 from tests.support.heroes import DEADPOND
@@ -277,7 +277,7 @@ async def test_a_connection_goes_back_to_the_pool_that_it_is_from(postgres_url: 
     async with serving(postgres_url, pool_size=6) as (_, sessionmaker):
         reads = sessionmaker.reads
         pool = ConnectionPool(reads.engine, size=2, queue_size=1, queue_timeout=60, fallback=reads)
-        session = RequestSession(pool=pool, autocommit=True, read=True)
+        session = AsyncPooledSession(pool=pool, autocommit=True, read=True)
         reading = asyncio.create_task(session.exec(select(HEROES.c.name)))
         await asyncio.sleep(0)
         assert pool.free == 1
