@@ -56,7 +56,7 @@ class IdempotencyRecord(SQLModel, table=True):
         description="A hash of the body without its secrets: another one under the key is an error."
     )
     expires_at: datetime
-    answer: str | None = Field(default=None, description="The body and the headers, as JSON.")
+    answer: str | None = Field(default=None, description="The body, the headers and the status, as JSON.")
 
 
 class KeyReusedError(Exception):
@@ -140,7 +140,7 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
         request: its method and path, and its caller, are the scope of the key.
         key: without one, the work runs without a transaction.
         body: the validated body of the request.
-        work: what to run. Its response has JSON and status 200. If it raises, nothing is stored.
+        work: what to run. Its response has JSON. If it raises, nothing is stored.
         tasks: those of the request. Expired keys are deleted in one, after the response.
         secrets: the fields of the body that nothing may be known about, in the form of pydantic's `exclude`. They are
             not compared: a refusal would tell who guesses them that the guess is wrong.
@@ -158,32 +158,32 @@ async def run_idempotent(  # noqa: PLR0913 - one more than five, by keyword
     caller = await get_caller(request)
     scope = f"{caller.name} " if caller else ""  # a name has no space
     scope += f"{request.method} {request.scope['path'].rstrip('/')}"
-    name = {"of_scope": scope, "of_key": key}
+    record = {"of_scope": scope, "of_key": key}
     fingerprint = HASH + hashlib.sha256(to_json(body, exclude=secrets)).hexdigest()
-    claim = {**name, "fingerprint": fingerprint, "expires_at": now + LIFETIME, "now": now}
+    claim = {**record, "fingerprint": fingerprint, "expires_at": now + LIFETIME, "now": now}
     async with session.begin():
         dialect = session.get_bind().dialect.name
         if (await session.exec(CLAIM[dialect], params=claim)).one_or_none() is None:
-            return await replay(session, name, fingerprint)
+            return await replay(session, record, fingerprint)
         response = await work()
-        answer = json.dumps([bytes(response.body).decode(), dict(response.headers)])
-        await session.exec(STORE, params={**name, "of_answer": answer})
+        answer = json.dumps([bytes(response.body).decode(), dict(response.headers), response.status_code])
+        await session.exec(STORE, params={**record, "of_answer": answer})
     sessionmaker = getattr(request.app.state, "sessionmaker", None)  # None if a test overrides the sessions
     if sessionmaker and randrange(PURGE_EVERY) == 0:  # noqa: S311 - a sample, not a secret
         tasks.add_task(purge_expired, sessionmaker)
     return response
 
 
-async def replay(session: AsyncSession, name: dict[str, str], fingerprint: str) -> Response:
+async def replay(session: AsyncSession, record: dict[str, str], fingerprint: str) -> Response:
     """Return the stored response."""
-    stored = (await session.exec(READ, params=name)).one_or_none()
+    stored = (await session.exec(READ, params=record)).one_or_none()
     if stored is None:
         raise KeyExpiredError("The key has just expired.")
     # The hash of an older release can't be compared without the secrets. Its records expire within a day.
     if stored.fingerprint.startswith(HASH) and stored.fingerprint != fingerprint:
         raise KeyReusedError("This key was sent with another body: send a new key with a new request")
-    body, headers = json.loads(stored.answer)
-    return Response(body, headers=headers, media_type="application/json")
+    body, headers, status = [*json.loads(stored.answer), 200][:3]  # an older release stored no status
+    return Response(body, status, headers, media_type="application/json")
 
 
 async def purge_expired(sessionmaker: SessionMaker) -> None:

@@ -169,6 +169,22 @@ class TestScope:
                 for path in (f"/teams/{team}/members", f"/teams/{team}/members/"):
                     assert (await client.post(path, headers={"key": "k"})).json() == team
 
+    async def test_a_retry_gets_the_status_of_the_response(self, url: URL) -> None:
+        app = create_app(Settings(database_url=url))
+
+        @app.post("/teams")
+        async def create_team(
+            request: Request, tasks: BackgroundTasks, session: AutocommitSessionDep, key: IdempotencyKey
+        ) -> Response:
+            async def create() -> Response:
+                return Response("1", 201, media_type="application/json")
+
+            return await run_idempotent(session, request, key, None, create, tasks=tasks)
+
+        async with running(app) as client:
+            for _ in range(2):
+                assert (await client.post("/teams", headers={"key": "k"})).status_code == 201
+
     async def test_an_error_is_not_stored(self, client: httpx.AsyncClient) -> None:
         assert (await post(client, "/heroes/", {**HERO, "age": -1}, "k")).status_code == 422
         assert (await post(client, "/heroes/", HERO, "k")).status_code == 200
