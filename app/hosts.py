@@ -11,7 +11,7 @@ from app.urls import split_hosts
 
 # After which the next host is asked. PgBouncer reports a server that it can't reach as a violation of the protocol, or
 # asyncpg reports that it was disconnected, depending on when that happens.
-REFUSALS = (
+CONNECT_ERRORS = (
     OSError,
     asyncpg.CannotConnectNowError,
     asyncpg.ConnectionDoesNotExistError,
@@ -42,7 +42,7 @@ class Hosts:
             try:
                 async with asyncio.timeout(self._timeout):
                     connection = await self._connect(dsn, **options)
-            except REFUSALS as error:
+            except CONNECT_ERRORS as error:
                 refusals.append(f"{type(error).__name__}: {error}" if str(error) else "no answer in time")
             else:
                 self._urls.remove(url)

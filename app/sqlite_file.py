@@ -73,11 +73,11 @@ class SQLiteFile:
             try:
                 async with self._engine.connect() as connection:
                     await self._watch(connection)
-                    await self._refuse()
+                    await self._suspend()
                     while not await truncate_wal(connection):
                         await self._pause()
             except SchemaUnavailableError:
-                await self._refuse()
+                await self._suspend()
             except SQLAlchemyError as error:
                 log.warning("The database file can't be opened: %s", getattr(error, "orig", error))
                 await self._pause()
@@ -122,7 +122,7 @@ class SQLiteFile:
                 log.info("The write-ahead log was truncated.")
             await self._pause()
 
-    async def _refuse(self) -> None:
+    async def _suspend(self) -> None:
         """Refuse requests, and close all connections but the one that watches.
 
         That one empties the write-ahead log, which SQLite would apply to a new file of the same name.
