@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Iterable
+from types import SimpleNamespace
 
 import pytest
 
 import app.slots
-from app.slots import PoolTerminatedError, PoolUnavailableError, Slots
+from app.slots import STALL_TIMEOUT, PoolTerminatedError, PoolUnavailableError, Slots
 
 
 def in_seconds(seconds: float) -> float:
@@ -60,11 +61,19 @@ async def test_the_queue_is_full_when_as_many_wait_as_may() -> None:
     assert not slots.is_full
 
 
+async def test_slots_without_a_queue_are_full_when_all_are_taken() -> None:
+    slots = Slots(1, queue_size=0)
+    assert not slots.is_full
+    await take_all(slots)
+    assert slots.is_full
+
+
 async def test_who_waits_for_too_long_is_refused_and_takes_no_slot() -> None:
-    slots = Slots(1, queue_size=10)
+    slots = Slots(1, queue_size=1)
     await take_all(slots)
     with pytest.raises(PoolUnavailableError, match="Timed out"):
         await slots.take(until=in_seconds(0.01))
+    assert not slots.is_full
     slots.give_back()
     assert slots.free == 1
 
@@ -101,13 +110,49 @@ async def test_all_who_wait_can_be_refused() -> None:
     assert slots.free == 1
 
 
-async def test_a_queue_that_does_not_move_counts_as_stalled(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(app.slots, "STALL_TIMEOUT", 0)
+async def test_who_is_cancelled_in_the_moment_of_a_refusal_gives_no_slot_back() -> None:
     slots = Slots(1, queue_size=10)
     await take_all(slots)
-    assert not slots.is_stalled
-    tasks = await waiting(slots, "a", [])
-    assert slots.is_stalled
-    slots.give_back(moved=True)
-    await asyncio.gather(*tasks)
-    assert not slots.is_stalled
+    (task,) = await waiting(slots, "a", [])
+    slots.refuse_all(PoolTerminatedError("gone"))
+    task.cancel()
+    await asyncio.wait({task})
+    assert slots.free == 0
+
+
+class TestStalledQueue:
+    @pytest.fixture
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+        """The time, which the test moves on."""
+        clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+        monkeypatch.setattr(app.slots, "time", clock)
+        return clock
+
+    async def test_a_queue_that_does_not_move_is_stalled_after_the_timeout(self, clock: SimpleNamespace) -> None:
+        slots = Slots(1, queue_size=10)
+        await take_all(slots)
+        clock.now += 60
+        assert not slots.is_stalled
+        tasks = await waiting(slots, "a", [])
+        assert not slots.is_stalled
+        clock.now += STALL_TIMEOUT
+        assert not slots.is_stalled
+        clock.now += 0.1
+        assert slots.is_stalled
+        tasks += await waiting(slots, "b", [])
+        assert slots.is_stalled
+        slots.refuse_all(PoolTerminatedError("gone"))
+        await asyncio.gather(*tasks, return_exceptions=True)
+        assert not slots.is_stalled
+
+    async def test_only_a_slot_with_a_connection_moves_the_queue(self, clock: SimpleNamespace) -> None:
+        slots = Slots(1, queue_size=10)
+        await take_all(slots)
+        tasks = await waiting(slots, "abc", [])
+        clock.now += STALL_TIMEOUT + 1
+        slots.give_back()
+        assert slots.is_stalled
+        slots.give_back(moved=True)
+        assert not slots.is_stalled
+        slots.give_back()
+        await asyncio.gather(*tasks)
