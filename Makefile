@@ -25,11 +25,11 @@ PARALLEL := --numprocesses 4 --dist worksteal
 MARKED = $$(grep -rl 'mark\.$(1)' tests --include='test_*.py')
 
 # The tests start hundreds of processes, and without bytecode each compiles the service and the migrations again.
-test test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser: export PYTHONDONTWRITEBYTECODE :=
+test coverage test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser: export PYTHONDONTWRITEBYTECODE :=
 
 LOCK := $(BIN)/uv pip compile --quiet --universal --generate-hashes --upgrade --custom-compile-command "make lock"
 
-.PHONY: help install run status token distribute test test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser fuzz clients bench lint types drift audit sbom format lock clean
+.PHONY: help install run status token distribute test coverage test-slow test-chaos test-proxy test-pooler test-replication test-citus test-browser fuzz clients bench lint types drift audit sbom format lock clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "%-18s%s\n", $$1, $$2 }' Makefile
@@ -59,6 +59,12 @@ distribute: install ## Let Citus distribute the tables of a migrated database ov
 
 test: install ## Run the tests, on SQLite and on a Postgres that they start
 	$(BIN)/pytest $(PARALLEL)
+
+coverage: install ## Run the same tests, and list the lines and branches of app/ that they do not reach
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest $(PARALLEL)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
 
 test-slow: install ## Run the slow tests
 	$(BIN)/pytest -m slow $(PARALLEL) tests/test_copy.py $(call MARKED,slow)  # the longest first
@@ -146,4 +152,4 @@ lock: install ## Lock the newest versions of the dependencies; needs Node
 	cd tests/clients && npm update --package-lock-only --no-audit --no-fund
 
 clean: ## Remove what the other targets created
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx .pgbouncer sbom.json database.db database.db-shm database.db-wal database.db.*.bak
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx .pgbouncer .coverage .coverage.* sbom.json database.db database.db-shm database.db-wal database.db.*.bak

@@ -62,6 +62,7 @@ def test_clients_can_use_the_cursors_that_they_have(
         "\N{ROCKET}",
         encode(Position(1, 2), OWNER)[:-3],
         encode(Position(1, 2), OWNER) + "x",
+        "!!!!" + encode(Position(1, 2), OWNER),
         encode(Position(1, 2), fingerprint("age", {"min_age": 2})),
         encode(Position(1, 2), fingerprint("-age", {"min_age": 3})),
         forged(),

@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import Iterable
-from types import SimpleNamespace
 
 import pytest
 
@@ -120,15 +119,23 @@ async def test_who_is_cancelled_in_the_moment_of_a_refusal_gives_no_slot_back() 
     assert slots.free == 0
 
 
+class Clock:
+    """Takes the place of the module `time`. The test moves it on."""
+
+    now = 1000.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
 class TestStalledQueue:
     @pytest.fixture
-    def clock(self, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-        """The time, which the test moves on."""
-        clock = SimpleNamespace(now=1000.0, monotonic=lambda: clock.now)
+    def clock(self, monkeypatch: pytest.MonkeyPatch) -> Clock:
+        clock = Clock()
         monkeypatch.setattr(app.slots, "time", clock)
         return clock
 
-    async def test_a_queue_that_does_not_move_is_stalled_after_the_timeout(self, clock: SimpleNamespace) -> None:
+    async def test_a_queue_that_does_not_move_is_stalled_after_the_timeout(self, clock: Clock) -> None:
         slots = Slots(1, queue_size=10)
         await take_all(slots)
         clock.now += 60
@@ -145,7 +152,7 @@ class TestStalledQueue:
         await asyncio.gather(*tasks, return_exceptions=True)
         assert not slots.is_stalled
 
-    async def test_only_a_slot_with_a_connection_moves_the_queue(self, clock: SimpleNamespace) -> None:
+    async def test_only_a_slot_with_a_connection_moves_the_queue(self, clock: Clock) -> None:
         slots = Slots(1, queue_size=10)
         await take_all(slots)
         tasks = await waiting(slots, "abc", [])
