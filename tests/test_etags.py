@@ -5,8 +5,9 @@ import asyncio
 import httpx
 import pytest
 from sqlalchemy import URL
+from starlette.datastructures import Headers
 
-from app.etags import MAX_ETAGS
+from app.etags import MAX_ETAGS, PreconditionFailed
 from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import running
@@ -176,6 +177,10 @@ class TestIfMatch:
     async def test_a_hostile_header_is_412(self, client: httpx.AsyncClient, path: str) -> None:
         for header in (" , " * 10_000, '"' * 30_001, 'W/"' * 10_000, '",' * 15_000):
             assert (await client.patch(path, json={}, headers={"If-Match": header})).status_code == 412
+
+
+def test_a_412_names_if_match_also_if_the_row_has_got_that_version_in_the_meantime() -> None:
+    assert "no ETag in If-Match" in PreconditionFailed(2, Headers({"If-Match": '"2"'})).detail
 
 
 async def test_one_of_fifty_patches_with_the_same_etag_succeeds(url: URL) -> None:
