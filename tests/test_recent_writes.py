@@ -12,6 +12,7 @@ from sqlmodel import select
 
 from app.heroes.models import Hero
 from app.main import create_app
+from app.recent_writes import may_read_replica
 from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionDep, SessionMakerDep
 from app.settings import Settings
 from app.urls import parse_url
@@ -60,6 +61,39 @@ def replicated_app(url: URL) -> FastAPI:
 async def serving(url: URL) -> AsyncIterator[httpx.AsyncClient]:
     async with running(replicated_app(url)) as client:
         yield client
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"cookie", b"a=b"),
+        (b"cookie", b"no-cache"),
+        (b"cache-control", b"max-age=01"),
+        (b"cache-control", b"recent_write=1"),
+        (b"x-note", b"recent_write=1, no-cache"),
+    ],
+)
+def test_a_replica_may_answer_a_read(method: str, header: tuple[bytes, bytes]) -> None:
+    assert may_read_replica({"method": method, "headers": [header]})
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        (b"cookie", b"recent_write=1"),
+        (b"cookie", b"a=b; recent_write=1; c=d"),
+        (b"cache-control", b"no-cache"),
+        (b"cache-control", b"no-store,Max-Age=0"),
+    ],
+)
+def test_no_replica_answers_a_client_that_has_just_written_or_asks_for_what_is_new(header: tuple[bytes, bytes]) -> None:
+    assert not may_read_replica({"method": "GET", "headers": [(b"cookie", b"a=b"), header]})
+
+
+def test_no_replica_answers_an_unsafe_method_or_a_websocket() -> None:
+    assert not may_read_replica({"method": "POST", "headers": []})
+    assert not may_read_replica({"headers": []})
 
 
 async def test_a_write_sets_the_cookie_for_longer_than_the_replica_may_be_behind(postgres_url: URL) -> None:

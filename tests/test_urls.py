@@ -46,6 +46,7 @@ def test_a_supported_url_is_normalized(given: str, normalized: str) -> None:
         ("postgresql://u:hunter2@h:0/d", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h&port=0", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h&port=5432,x", "from 1 to 65535"),
+        ("postgresql:///hunter2?host=h&port=\N{ARABIC-INDIC DIGIT FIVE}", "from 1 to 65535"),
         ("postgresql:///hunter2?host=h,i&port=1,2,3", "one for each host"),
         ("postgresql://u:hunter2@h[/d?host=/x", "not a URL"),
         ("postgresql://u:hunter2@h/d?options=-ca%3D1&options=-cb%3D1", "'options' is given twice"),
@@ -72,6 +73,7 @@ def test_an_unsupported_url_is_refused_with_a_reason_that_does_not_contain_it(ur
         ("postgresql://u:p@h:1/d", ["postgresql://u:p@h:1/d"]),
         ("postgresql:///d?host=/run/postgresql", ["postgresql:///d?host=/run/postgresql"]),
         ("postgresql://u:p@h,i/d", ["postgresql://u:p@/d?host=h", "postgresql://u:p@/d?host=i"]),
+        ("postgresql://u:p@h,i:7/d", ["postgresql://u:p@/d?host=h&port=7", "postgresql://u:p@/d?host=i&port=7"]),
         ("postgresql:///d?host=h:1&host=[::1]:2", ["postgresql:///d?host=h:1", "postgresql:///d?host=[::1]:2"]),
         ("postgresql:///d?host=h,i&port=1,2", ["postgresql:///d?host=h&port=1", "postgresql:///d?host=i&port=2"]),
         (
