@@ -82,6 +82,27 @@ async def test_the_host_that_has_accepted_is_asked_first_the_next_time(
     assert (hanging.accepted, other.accepted) == (1, 2)
 
 
+async def test_each_host_is_asked_once_with_the_password_after_any_number_of_connects(
+    relays: tuple[Relay, Relay], postgres: URL
+) -> None:
+    asked: list[str] = []
+
+    async def connect_or_refuse(dsn: str) -> asyncpg.Connection:
+        if asked:
+            asked.append(dsn)
+            raise ConnectionRefusedError
+        return await connect_to_server(dsn)
+
+    url = postgres.set(username="postgres", password="hunter2")
+    found = hosts(url, *(relay.port for relay in relays), connect=connect_or_refuse)
+    for _ in range(3):
+        await connect(found)
+    asked.append("from now on")
+    with pytest.raises(asyncpg.ClientCannotConnectError):
+        await found.connect()
+    assert ["hunter2" in dsn for dsn in asked[1:]] == [True, True]
+
+
 async def test_the_error_says_why_each_host_was_not_used(relays: tuple[Relay, Relay], postgres: URL) -> None:
     hanging, _ = relays
     hanging.silence(new_too=True)
