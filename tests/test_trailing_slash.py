@@ -2,12 +2,13 @@
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import APIRouter, FastAPI, Request, WebSocket, WebSocketDisconnect
 from fastapi.routing import APIRoute
+from fastapi.testclient import TestClient
 
 from app import health
 from app.heroes import routes as heroes
-from app.trailing_slash import location, other_spelling, own_path
+from app.trailing_slash import answer_both_spellings, location, other_spelling, own_path
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 
@@ -88,6 +89,37 @@ async def test_a_route_that_has_the_spelling_itself_is_preferred(app: FastAPI) -
     async with running(app) as client:
         assert (await client.get("/rows")).json() == "without"
         assert (await client.get("/rows/")).json() == "with"
+
+
+async def test_an_error_is_logged_with_its_route_in_either_spelling(
+    app: FastAPI, caplog: pytest.LogCaptureFixture
+) -> None:
+    @app.get("/failing")
+    async def fail() -> None:
+        raise RuntimeError
+
+    async with running(app) as client:
+        for path in ("/failing", "/failing/"):
+            caplog.clear()
+            assert (await client.get(path)).status_code == 500
+            assert "GET /failing: unhandled RuntimeError" in caplog.text
+
+
+def test_a_websocket_has_the_spelling_of_its_route_alone() -> None:
+    app = FastAPI()
+    answer_both_spellings(app)
+
+    @app.websocket("/socket")
+    async def greet(websocket: WebSocket) -> None:
+        await websocket.accept()
+        await websocket.close()
+
+    client = TestClient(app)
+    with client.websocket_connect("/socket"):
+        pass
+    for path in ("/socket/", "/"):
+        with pytest.raises(WebSocketDisconnect), client.websocket_connect(path):
+            pass
 
 
 async def test_a_literal_segment_is_not_the_value_of_a_path_parameter(client: httpx.AsyncClient) -> None:
