@@ -16,7 +16,7 @@ from sqlalchemy import URL, Row, text
 from sqlalchemy.exc import DBAPIError, InvalidRequestError
 
 from app.database import build_engine
-from app.db_errors import Refusal, classify
+from app.db_errors import Refusal, classify, is_too_many_connections, may_succeed_elsewhere
 from app.errors import PROBLEMS
 from app.inputs import INT64
 from app.main import create_app
@@ -168,13 +168,40 @@ async def test_a_worker_that_citus_has_lost_is_503_though_its_error_has_the_code
         assert await status(client, statement) == expected
 
 
+def error_with(code: str, message: str = "", *, name: str = "sqlstate") -> DBAPIError:
+    """Return SQLAlchemy's error for one of a driver with this code."""
+    orig = Exception(message)
+    setattr(orig, name, code)
+    return DBAPIError("SELECT 1", None, orig)
+
+
 @pytest.mark.parametrize(
     ("name", "code"), [("sqlstate", "08006"), ("sqlstate", "28P01"), ("sqlite_errorname", "SQLITE_IOERR_WRITE")]
 )
 def test_a_code_that_no_test_provokes_is_unavailable(name: str, code: str) -> None:
-    orig = Exception()
-    setattr(orig, name, code)
-    assert classify(DBAPIError("SELECT 1", None, orig)) is Refusal.UNAVAILABLE
+    assert classify(error_with(code, name=name)) is Refusal.UNAVAILABLE
+
+
+def test_the_message_of_a_lost_worker_means_nothing_with_another_code() -> None:
+    assert classify(error_with("23505", "could not commit transaction for shard 1")) is Refusal.CONFLICT
+
+
+@pytest.mark.parametrize("code", ["08006", "40001", "53300", "57P01"])
+def test_another_server_may_answer_what_this_one_can_not(code: str) -> None:
+    assert may_succeed_elsewhere(error_with(code))
+
+
+@pytest.mark.parametrize("code", ["57014", "25006", "23505", "42P01"])
+def test_no_other_server_is_asked_after_a_timeout_a_write_or_an_error_of_the_statement(code: str) -> None:
+    assert not may_succeed_elsewhere(error_with(code))
+
+
+def test_a_server_that_grants_no_more_connections_has_a_code_of_its_own() -> None:
+    refusal = error_with("53300")
+    assert is_too_many_connections(refusal)
+    assert not is_too_many_connections(error_with("53200"))
+    assert not is_too_many_connections(refusal.orig)  # SQLAlchemy has not seen it
+    assert not is_too_many_connections(None)
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ async def test_in_autocommit_it_is_clean_after_each_statement_which_is_kept(pool
     assert await pooled.connection.scalar(COUNT) == 1
 
 
+async def test_it_is_not_clean_when_it_is_expired(pooled: PooledConnection) -> None:
+    pooled.expired = True
+    assert not pooled.is_clean
+
+
 async def test_it_is_not_clean_with_other_options_or_a_result_that_is_still_read(pooled: PooledConnection) -> None:
     pooled.streamed = True
     assert not pooled.is_clean
