@@ -191,6 +191,17 @@ class TestQueue:
         assert all(waiter.cancelled() for waiter in leaving)
         assert not caplog.records
 
+    async def test_whoever_releases_a_connection_does_not_acquire_it_again_before_those_who_wait(
+        self, url: URL
+    ) -> None:
+        async with open_pool(url) as pool:
+            async with acquired(pool) as first:
+                waiter = asyncio.create_task(pool.acquire())
+                await asyncio.sleep(0)
+            assert pool.acquire_nowait() is None
+            assert await waiter is first
+            pool.release(first)
+
     async def test_a_waiter_cancelled_in_the_moment_of_its_turn_loses_no_slot(self, url: URL) -> None:
         async with open_pool(url) as pool:
             for _ in range(20):
