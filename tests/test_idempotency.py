@@ -326,7 +326,9 @@ class TestPurge:
 
             await wait_until_async(is_purged)
 
-    async def test_an_app_whose_sessions_are_replaced_does_not_purge(self, url: URL) -> None:
+    async def test_an_app_whose_sessions_are_replaced_does_not_purge(
+        self, url: URL, caplog: pytest.LogCaptureFixture
+    ) -> None:
         """Its lifespan has not run, so nothing opens a session after the response."""
         await asyncio.to_thread(add_expired, url, 1)
         app, other = create_app(Settings(database_url=url)), create_app(Settings(database_url=url))
@@ -339,6 +341,7 @@ class TestPurge:
             async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://heroes.test") as client:
                 assert (await post(client, "/heroes/", HERO, "k")).status_code == 200
         assert await asyncio.to_thread(count_expired, url) == 1
+        assert "unhandled" not in caplog.text
 
     async def test_a_purge_that_waits_past_the_lock_timeout_changes_no_response(self, postgres_url: URL) -> None:
         await asyncio.to_thread(add_expired, postgres_url, 1)
