@@ -1,7 +1,7 @@
 """The JSON that a database makes of rows is what pydantic makes of them, to the byte."""
 
 from collections.abc import Sequence
-from typing import Annotated
+from typing import Annotated, Self
 
 import pytest
 from pydantic import (
@@ -13,6 +13,7 @@ from pydantic import (
     field_serializer,
     field_validator,
     model_serializer,
+    model_validator,
 )
 from pydantic import Field as Value
 from sqlalchemy import (
@@ -152,6 +153,17 @@ class Retyped(SQLModel):
     name: int
 
 
+class Flagged(SQLModel):
+    id: int
+    name: bool
+
+
+class Checked(Plain):
+    @model_validator(mode="after")
+    def check(self) -> Self:
+        return self
+
+
 @pytest.mark.parametrize("model", [Plain, Described])
 def test_the_database_writes_text_and_integers_of_a_plain_model(model: type[BaseModel]) -> None:
     assert matches_model([Column("id", Integer), Column("name", AutoString)], model)
@@ -171,6 +183,8 @@ def test_the_database_writes_text_and_integers_of_a_plain_model(model: type[Base
         Configured,
         Reordered,
         Retyped,
+        Flagged,
+        Checked,
     ],
 )
 def test_a_model_that_writes_in_its_own_way_is_left_to_pydantic(model: type[BaseModel]) -> None:
