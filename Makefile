@@ -17,9 +17,9 @@ PGBOUNCER := $(or $(TEST_PGBOUNCER),$(shell PATH="$$PATH:/usr/sbin" command -v p
 # The tests that run through PgBouncer too.
 CONTRACT := batch contract export heroes idempotency pooled_session
 
-# Each process has its own Postgres, and waits for half of the time: four are faster than two, on two CPUs. Each starts
-# with a run of neighbouring tests, so that fixtures of a module or of a kind of database are mostly created once.
-PARALLEL := --numprocesses 4 --dist worksteal
+# Each process has its own Postgres, and waits for it at times: three keep two CPUs busy. Each starts with a run of
+# neighbouring tests, so that fixtures of a module or of a kind of database are mostly created once.
+PARALLEL := --numprocesses 3 --dist worksteal
 
 # The files that have a marker: each process takes six seconds of CPU to collect all of them.
 MARKED = $$(grep -rl 'mark\.$(1)' tests --include='test_*.py')

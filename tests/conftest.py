@@ -1,5 +1,6 @@
 """Fixtures: migrated databases, and the app on them."""
 
+import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
@@ -133,3 +134,8 @@ async def client(url: URL) -> AsyncIterator[httpx.AsyncClient]:
     """A client for the running app on a migrated database."""
     async with running(unchanged_app(url)) as client:
         yield client
+
+
+def pytest_collection_finish() -> None:
+    """Keep what the collection has created out of the garbage collections of all tests."""
+    gc.freeze()

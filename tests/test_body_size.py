@@ -9,9 +9,9 @@ from http.client import HTTPResponse
 import httpx
 import psutil
 import pytest
-from sqlalchemy import URL
 
 from app.heroes.routes import MAX_BATCH_SIZE, MAX_BODY_SIZE
+from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND, DEADPOND_JSON
 from tests.support.processes import TIMEOUT, free_port, render_url, server
 
@@ -57,12 +57,12 @@ async def test_where_no_body_is_read_its_length_does_not_matter(client: httpx.As
 
 
 @pytest.fixture(scope="module")
-def running(module_url: URL) -> Iterator[tuple[httpx.Client, psutil.Process]]:
+def running(sqlite_databases: Databases) -> Iterator[tuple[httpx.Client, psutil.Process]]:
     """A server, and its process."""
     port = free_port()
     command = ("uvicorn", "app.main:app", "--port", str(port))
     before = set(psutil.Process(os.getpid()).children())
-    with server(*command, port=port, changes={"DATABASE_URL": render_url(module_url)}) as client:
+    with server(*command, port=port, changes={"DATABASE_URL": render_url(sqlite_databases.migrated())}) as client:
         (process,) = set(psutil.Process(os.getpid()).children()) - before
         yield client, process
 

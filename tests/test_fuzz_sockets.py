@@ -321,6 +321,7 @@ def test_nothing_runs_after_a_request_that_is_refused_or_the_last(
 
 @fuzzed(max(20, EXAMPLES))
 @given(messages=complete | refused, end=st.integers(0, 2**16), cuts=cuts)
+@pytest.mark.slow
 def test_nothing_runs_of_a_body_that_is_cut_off(
     service: Service, messages: list[Message], end: int, cuts: list[int]
 ) -> None:

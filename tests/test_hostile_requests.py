@@ -44,11 +44,11 @@ async def test_no_depth_of_nesting_is_a_5xx(client: httpx.AsyncClient, opening: 
 
 
 @pytest.fixture
-def port(url: URL) -> Iterator[int]:
+def port(sqlite_url: URL) -> Iterator[int]:
     """The port of a server with one hero."""
     port = free_port()
     command = ("uvicorn", "app.main:app", "--port", str(port), "--no-access-log")
-    with server(*command, port=port, changes={"DATABASE_URL": render_url(url)}) as client:
+    with server(*command, port=port, changes={"DATABASE_URL": render_url(sqlite_url)}) as client:
         assert client.post("/heroes/", json=DEADPOND).json() == hero()
         yield port
 

@@ -12,6 +12,7 @@ from sqlalchemy import URL
 
 from app.admission import MAX_VALUES, has_more_values
 from app.heroes.routes import MAX_BATCH, MAX_BATCH_SIZE, MAX_BODY_SIZE
+from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
 from tests.support.service import running_service
 
@@ -20,6 +21,12 @@ PATHS = [("/heroes/", MAX_BODY_SIZE), ("/heroes/batch", MAX_BATCH_SIZE)]
 REFUSED = {"detail": "The body has more than 205,000 values"}
 LONGEST = DEADPOND | {"name": "," * 255, "secret_name": '\\"[,{:' * 42}
 SECONDS = 2  # the limits are 0.15 and 0.5 on an idle machine; bench.hostile measures them
+
+
+@pytest.fixture(scope="module")
+def databases(sqlite_databases: Databases) -> Databases:
+    """One kind is enough: a body that is refused reaches no database."""
+    return sqlite_databases
 
 
 def fill(size: int, opening: str, item: str, closing: str) -> bytes:

@@ -14,7 +14,7 @@ import pytest
 from fastapi import FastAPI, Query, Request, Response
 from fastapi.responses import StreamingResponse
 from pydantic import TypeAdapter
-from sqlalchemy import JSON, URL, Index, bindparam, event, func, insert, text
+from sqlalchemy import JSON, URL, AsyncAdaptedQueuePool, Index, bindparam, event, func, insert, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.engine import Engine
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -131,7 +131,7 @@ VALUES: dict[str, list[Any]] = {
 }
 ROWS = [
     {"id": number, **{name: values[number * 7 // 3 % len(values)] for name, values in VALUES.items()}}
-    for number in range(1, 37)
+    for number in range(1, 25)
 ]
 
 
@@ -165,7 +165,7 @@ def items_url(databases: Databases) -> Iterator[URL]:
 
 @pytest.fixture
 async def engine(items_url: URL) -> AsyncIterator[AsyncEngine]:
-    engine = build_engine(items_url, {})
+    engine = build_engine(items_url, {}, poolclass=AsyncAdaptedQueuePool)
     async with engine.begin() as connection:
         await connection.execute(text("DELETE FROM item" if is_sqlite(items_url) else "TRUNCATE item RESTART IDENTITY"))
     yield engine
@@ -231,8 +231,8 @@ class TestColumns:
         for limit in (1, 7, 100):
             found = await walk(client, f"/items/?sort={direction}{name}&limit={limit}")
             assert [item["id"] for item in found] == ids, limit
-        found = await walk(client, f"/items/?sort={direction}{name}&limit=7&offset=20")
-        assert [item["id"] for item in found] == ids[20:]
+        found = await walk(client, f"/items/?sort={direction}{name}&limit=7&offset=10")
+        assert [item["id"] for item in found] == ids[10:]
 
     @pytest.mark.parametrize(
         ("query", "wanted"),
@@ -247,7 +247,7 @@ class TestColumns:
             ("min_weight=0.30000000000000004", lambda row: row["weight"] is not None and row["weight"] > 0.3),
             (f"key={UUID(int=1)}", lambda row: row["key"] == UUID(int=1)),
             ("status=1 waiting", lambda row: row["status"] == Status.WAITING),
-            ("after_id=18", lambda row: row["id"] > 18),
+            ("after_id=12", lambda row: row["id"] > 12),
             ("shorter_than=2", lambda row: row),
         ],
         ids=lambda value: value.partition("=")[0] if isinstance(value, str) else "",

@@ -16,6 +16,7 @@ from sqlalchemy import URL
 from app import log_config
 from app.settings import Settings
 from tests.support.alembic_commands import alembic, migrate
+from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
 from tests.support.polling import wait_until
 from tests.support.processes import ROOT, free_port, render_url, run, server
@@ -40,6 +41,11 @@ def get(service: Service, path: str, **headers: str) -> httpx.Response:
     return httpx.get(f"http://127.0.0.1:{service.port}{path}", headers=headers)
 
 
+@pytest.fixture
+def empty_file(sqlite_databases: Databases) -> URL:
+    return sqlite_databases.empty()
+
+
 class TestFormat:
     @pytest.mark.slow
     def test_every_line_of_a_service_is_text_of_one_format(self, empty_url: URL, tmp_path: Path) -> None:
@@ -52,8 +58,8 @@ class TestFormat:
         assert [line for line in lines if " WARNING app.schema: " in line and "alembic upgrade head" in line]
         assert [line for line in lines if " INFO app.access [one]: " in line]
 
-    def test_every_line_of_a_service_is_a_json_object(self, empty_url: URL, tmp_path: Path) -> None:
-        with running_service(empty_url, tmp_path / "log", LOG_FORMAT="json") as service:
+    def test_every_line_of_a_service_is_a_json_object(self, empty_file: URL, tmp_path: Path) -> None:
+        with running_service(empty_file, tmp_path / "log", LOG_FORMAT="json") as service:
             assert get(service, "/heroes/", **{"X-Request-ID": "one"}).status_code == 503
         records = read_json((tmp_path / "log").read_text())
         assert all(re.fullmatch(TIME, record["time"]) for record in records)
@@ -73,8 +79,8 @@ class TestFormat:
         assert any(" INFO alembic.runtime.migration: Running upgrade  -> " in line for line in lines)
         assert all(LINE.match(line) for line in lines)
 
-    def test_every_line_of_an_upgrade_is_a_json_object(self, empty_url: URL) -> None:
-        records = read_json(alembic(empty_url, "upgrade", "head", LOG_FORMAT="json"))
+    def test_every_line_of_an_upgrade_is_a_json_object(self, empty_file: URL) -> None:
+        records = read_json(alembic(empty_file, "upgrade", "head", LOG_FORMAT="json"))
         assert {"alembic.runtime.migration", "migrations.env"} & {record["logger"] for record in records}
         assert any(record["message"].startswith("Running upgrade  -> ") for record in records)
 
@@ -264,6 +270,7 @@ class TestConfiguredLogging:
         assert [record["logger"] for record in records if record.get("request_id") == "one"] == ["app.access"]
 
 
+@pytest.mark.slow
 def test_the_times_of_the_log_are_in_utc(sqlite_url: URL, tmp_path: Path) -> None:
     before = time.strftime("%Y-%m-%dT%H:%M", time.gmtime(time.time() - 60))
     with running_service(sqlite_url, tmp_path / "log", TZ="Asia/Tokyo"):

@@ -199,6 +199,7 @@ def test_a_process_is_known_by_its_service_and_its_own_name(traced: Traced) -> N
     assert json.loads(resource)["service.instance.id"].startswith("heroes-api/")
 
 
+@pytest.mark.slow
 def test_a_log_line_has_the_ids_of_its_request_and_an_error_no_values(url: URL, tmp_path: Path) -> None:
     if url.drivername.startswith("postgresql"):
         execute(url, f"ALTER TABLE hero ADD CHECK (secret_name <> '{MARK}')")  # its message repeats the row
@@ -265,6 +266,7 @@ def test_the_environment_names_the_service_and_turns_signals_off(sqlite_url: URL
         assert receiver.resources[0]["deployment.environment.name"] == "test"
 
 
+@pytest.mark.slow
 def test_what_is_left_at_the_end_is_exported(sqlite_url: URL, tmp_path: Path) -> None:
     never = {"OTEL_BSP_SCHEDULE_DELAY": "3600000", "OTEL_METRIC_EXPORT_INTERVAL": "3600000"}
     with otlp_receiver() as receiver:

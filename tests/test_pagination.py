@@ -92,7 +92,7 @@ def some_heroes(number: int) -> Iterator[Hero]:
 class TestOrder:
     @pytest.fixture
     async def heroes(self, client: httpx.AsyncClient) -> list[Hero]:
-        return await create(client, list(some_heroes(150)))
+        return await create(client, list(some_heroes(120)))
 
     @pytest.mark.parametrize("query", FILTERS)
     async def test_every_sort_with_every_filter_is_a_total_order_in_pages_of_any_length(

@@ -20,9 +20,9 @@ from tests.support.service import UVICORN, Service, running_service
 
 
 @pytest.fixture
-def service(url: URL, tmp_path: Path) -> Iterator[Service]:
+def service(sqlite_url: URL, tmp_path: Path) -> Iterator[Service]:
     """The service with one database session, so that a request that held it would block all others."""
-    with running_service(url, tmp_path / "log", POOL_SIZE="1") as service:
+    with running_service(sqlite_url, tmp_path / "log", POOL_SIZE="1") as service:
         yield service
 
 
