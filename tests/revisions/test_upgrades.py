@@ -318,8 +318,8 @@ class TestKilled:
         ("number", "step"),
         [
             ("SIGKILL", 13),
-            pytest.param("SIGKILL", 5, marks=pytest.mark.slow),
-            pytest.param("SIGINT", 9, marks=pytest.mark.slow),
+            pytest.param("SIGKILL", 7, marks=pytest.mark.slow),
+            pytest.param("SIGINT", 11, marks=pytest.mark.slow),
         ],
     )
     def test_after_a_kill_at_any_point_the_next_upgrade_gives_the_same_result(

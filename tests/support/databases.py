@@ -88,7 +88,7 @@ class Databases:
             for path in self._folder.glob(f"{Path(str(url.database)).name}*"):
                 path.unlink()
             self._unused.append(url)
-        elif self._pooler is None and self._empty_unchanged(url):
+        elif self._empty_unchanged(self._server.set(database=url.database)):
             self._unused.append(url)
         else:
             execute_autocommit(self._server, f"DROP DATABASE {url.database} WITH (FORCE)")
@@ -99,7 +99,8 @@ class Databases:
         async def connect_and_empty() -> bool:
             connection = await asyncpg.connect(url.set(drivername="postgresql").render_as_string(hide_password=False))
             try:
-                await connection.execute(DISCONNECT_OTHERS)
+                if self._pooler is None:  # a pooler keeps its connections
+                    await connection.execute(DISCONNECT_OTHERS)
                 is_unchanged: bool = await connection.fetchval(SCHEMA) == self._schema
                 if is_unchanged:
                     await connection.execute(self._delete_rows)
