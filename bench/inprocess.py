@@ -95,14 +95,15 @@ def main() -> None:
                             found[driver] = driver.measure(operation, options.requests, options.clients)
                         if number:  # the first round is the warm-up
                             pairs[operation].append((found[ours], found[theirs]))
-    print(f"{'µs of CPU per request':22} {'ours':>6} {revision:>8}  ours / {revision}")
+    other = revision if options.python == sys.executable else "--python"
+    print(f"{'µs of CPU per request':22} {'ours':>6} {other:>8}  ours / {other}")
     for operation, times in pairs.items():
-        mine, other = (statistics.median(side) * 1e6 for side in zip(*times, strict=True))
+        mine, theirs = (statistics.median(side) * 1e6 for side in zip(*times, strict=True))
         ratios = sorted(pair[0] / pair[1] for pair in times)
         # The rank where a 95 % confidence interval of the median begins, counted from either end.
         rank = max(0, round(len(ratios) / 2 - math.sqrt(len(ratios))))
         print(
-            f"{OPERATIONS[operation]:22} {mine:6.0f} {other:8.0f}  {statistics.median(ratios):.3f}"
+            f"{OPERATIONS[operation]:22} {mine:6.0f} {theirs:8.0f}  {statistics.median(ratios):.3f}"
             f" (95 % of the median: {ratios[rank]:.3f} to {ratios[-1 - rank]:.3f};"
             f" range {ratios[0]:.2f} to {ratios[-1]:.2f}; {len(ratios)} pairs)"
         )
