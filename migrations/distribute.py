@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from alembic.config import Config
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from sqlalchemy import Connection, NullPool, text
+from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
@@ -49,7 +49,7 @@ async def main() -> None:
             "DATABASE_URL names a SQLite file: only Postgres with the extension Citus can distribute tables."
         )
     limits = {"lock_timeout": int(settings.migration_lock_timeout * 1000)}  # requests queue behind it for as long
-    engine = build_engine(url, limits, poolclass=NullPool)
+    engine = build_engine(url, limits)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(distribute, settings.migration_timeout)

@@ -6,7 +6,7 @@ from typing import Any
 
 from alembic import context
 from alembic.util import CommandError
-from sqlalchemy import Connection, NullPool
+from sqlalchemy import Connection
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
@@ -123,11 +123,11 @@ async def run_migrations_online() -> None:
     """Create an engine and run the migrations on one connection."""
     if SQLITE:  # the migration lock begins and commits the transaction
         session = {"busy_timeout": LIMITS["lock_timeout"]}
-        engine = build_engine(URL, session, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+        engine = build_engine(URL, session, isolation_level="AUTOCOMMIT")
     else:
         # Postgres notices within a second that this process was killed, and within a minute that its host is gone.
         session = {**LIMITS, "client_connection_check_interval": 1000, "idle_in_transaction_session_timeout": 60_000}
-        engine = build_engine(URL, session, poolclass=NullPool)
+        engine = build_engine(URL, session)
     try:
         async with engine.connect() as connection:
             await connection.run_sync(do_run_migrations)

@@ -7,7 +7,7 @@ import asyncio
 
 from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
-from sqlalchemy import Connection, NullPool, inspect
+from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
@@ -25,7 +25,7 @@ async def main() -> None:
     """
     settings = Settings.from_environment()
     url = settings.migration_database_url or settings.database_url
-    engine = build_engine(url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    engine = build_engine(url, {}, isolation_level="AUTOCOMMIT")
     try:
         async with engine.connect() as connection:
             current = await connection.run_sync(read_revisions)

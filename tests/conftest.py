@@ -4,7 +4,7 @@ import gc
 import os
 import sys
 from collections.abc import AsyncIterator, Iterator
-from functools import cache
+from functools import lru_cache
 
 import httpx
 import pytest
@@ -123,7 +123,7 @@ async def app(url: URL) -> FastAPI:
     return create_app(Settings(database_url=url))
 
 
-@cache
+@lru_cache(maxsize=8)  # a database that was not reused never comes back
 def unchanged_app(url: URL) -> FastAPI:
     """Create an app for all tests on a database: its first requests, which prepare the routes, take 40 ms of CPU."""
     return create_app(Settings(database_url=url))

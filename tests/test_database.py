@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, NullPool, event, text
+from sqlalchemy import URL, event, text
 from sqlalchemy.exc import DBAPIError
 
 from app.database import WAL_LIMIT, Database, build_engine, raise_if_failed, set_autocommit
@@ -174,7 +174,7 @@ class TestConnection:
         url = await asyncio.to_thread(postgres_databases.empty)
         await asyncio.to_thread(execute_autocommit, url, "ALTER FUNCTION pg_catalog.version() RENAME TO hidden")
         with pytest.raises(DBAPIError, match=r"function pg_catalog\.version\(\) does not exist"):
-            await build_engine(url, {}, poolclass=NullPool, pooler=mode).connect()
+            await build_engine(url, {}, pooler=mode).connect()
         await asyncio.to_thread(postgres_databases.drop, url)
 
     async def test_a_failed_transaction_raises_before_its_commit(self, postgres_url: URL) -> None:

@@ -9,7 +9,7 @@ import pytest
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError, ResponseValidationError
 from pydantic import BaseModel, ValidationError
-from sqlalchemy import URL, NullPool, text
+from sqlalchemy import URL, text
 from sqlalchemy.exc import StatementError
 
 import app.logs
@@ -30,7 +30,7 @@ SECRET = "tvqzxkwj"
 
 async def error_of(url: URL, statement: str, parameters: dict[str, Any] | None = None) -> StatementError:
     """Return the error that a statement raises."""
-    engine = build_engine(url, {}, poolclass=NullPool)
+    engine = build_engine(url, {})
     async with engine.connect() as connection:
         for setup in (
             "CREATE TABLE rows (id INTEGER PRIMARY KEY, name VARCHAR(9) UNIQUE, age INTEGER CHECK (age > 0))",

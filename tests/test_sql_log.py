@@ -6,7 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import URL, NullPool
+from sqlalchemy import URL
 
 from app.database import build_engine
 from tests.support.service import running_service
@@ -80,6 +80,6 @@ async def test_an_engine_has_a_listener_only_if_the_level_asks_for_it(
     url: URL, caplog: pytest.LogCaptureFixture, level: int, listeners: int
 ) -> None:
     caplog.set_level(level, "app.sql")
-    engine = build_engine(url, {}, poolclass=NullPool)
+    engine = build_engine(url, {})
     assert len(list(engine.sync_engine.dispatch.before_cursor_execute)) == listeners
     await engine.dispose()

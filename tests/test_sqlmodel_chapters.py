@@ -14,7 +14,7 @@ from typing import Annotated
 import httpx
 import pytest
 from fastapi import APIRouter, FastAPI, HTTPException, Query
-from sqlalchemy import URL, Connection, NullPool, text
+from sqlalchemy import URL, Connection, text
 from sqlalchemy.orm import registry, selectinload
 from sqlmodel import Field, Relationship, SQLModel, select
 from sqlmodel.ext.asyncio.session import AsyncSession
@@ -290,7 +290,7 @@ class TestTesting:
     @pytest.fixture
     async def session(self, chapters_url: URL) -> AsyncIterator[AsyncSession]:
         """A session of SQLModel's."""
-        engine = build_engine(chapters_url, {}, poolclass=NullPool)
+        engine = build_engine(chapters_url, {})
         async with AsyncSession(engine) as session:
             yield session
         await engine.dispose()

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 from fastapi import APIRouter
-from sqlalchemy import URL, NullPool, text
+from sqlalchemy import URL, text
 
 from app.database import build_engine
 from app.main import create_app
@@ -165,7 +165,7 @@ class Lock:
         self._task = asyncio.create_task(self._hold())
 
     async def _hold(self) -> None:
-        engine = build_engine(self._url, {}, poolclass=NullPool)
+        engine = build_engine(self._url, {})
         async with asyncio.timeout(TIMEOUT), engine.begin() as connection:
             await connection.execute(text(self._statement))
             await self._committing.wait()
@@ -178,7 +178,7 @@ class Lock:
 
 async def queue_is(url: URL, *, held: int, waiting: int) -> None:
     """Wait until so many transactions hold an exclusive lock on the table, and so many wait for it."""
-    engine = build_engine(url, {}, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    engine = build_engine(url, {}, isolation_level="AUTOCOMMIT")
     async with engine.connect() as connection:
 
         async def reached() -> bool:

@@ -21,7 +21,7 @@ import pytest
 from alembic import command
 from alembic.config import Config
 from alembic.script import ScriptDirectory
-from sqlalchemy import URL, NullPool, text
+from sqlalchemy import URL, text
 
 from app.database import build_engine
 from app.main import create_app
@@ -104,7 +104,7 @@ def open_transaction(url: URL, *statements: str) -> Iterator[Callable[[], None]]
         stack = AsyncExitStack()
 
         async def begin() -> None:
-            connection = await stack.enter_async_context(build_engine(url, {}, poolclass=NullPool).connect())
+            connection = await stack.enter_async_context(build_engine(url, {}).connect())
             await connection.begin()
             for statement in statements:
                 await connection.execute(text(statement))
@@ -364,7 +364,7 @@ class TestBlocked:
         before = await asyncio.to_thread(describe_schema, postgres_url)
         statuses = []
         try_upgrade = partial(try_alembic, MIGRATION_TIMEOUT="2", MIGRATION_LOCK_TIMEOUT="0.3")
-        reader = build_engine(postgres_url, {}, poolclass=NullPool)
+        reader = build_engine(postgres_url, {})
         app = create_app(Settings(database_url=postgres_url, lock_timeout=2))
         async with running(app) as client, reader.connect() as connection:
             process = await connection.scalar(text("SELECT pg_backend_pid() FROM (SELECT count(*) FROM hero) AS read"))

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import asyncpg
-from sqlalchemy import URL, Connection, NullPool, inspect, text
+from sqlalchemy import URL, Connection, inspect, text
 
 from app.database import build_engine
 
@@ -18,7 +18,7 @@ def run_in_transaction(url: URL, work: Callable[[Connection], Any]) -> Any:
     """Call a function with a connection in a transaction, commit, and return what the function returned."""
 
     async def connect_and_work() -> Any:
-        engine = build_engine(url, {}, poolclass=NullPool, pooler=POOLER)
+        engine = build_engine(url, {}, pooler=POOLER)
         async with engine.begin() as connection:
             return await connection.run_sync(work)
 
