@@ -4,7 +4,7 @@ import asyncio
 import gc
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 from alembic.config import Config
@@ -41,7 +41,11 @@ GC_THRESHOLD = 10_000
 
 SERVICE = "heroes-api"  # its processes are known to Postgres by this name, their pid and their host
 
-ALEMBIC_INI = Path(__file__).parents[1] / "alembic.ini"
+
+@cache
+def load_script_directory() -> ScriptDirectory:
+    """Load the revisions of this release, once: they do not change while it runs."""
+    return ScriptDirectory.from_config(Config(Path(__file__).parents[1] / "alembic.ini"))
 
 
 def open_sessionmaker(settings: Settings) -> SessionMaker:
@@ -64,7 +68,7 @@ def open_sessionmaker(settings: Settings) -> SessionMaker:
     )
     return SessionMaker(
         database,
-        ScriptDirectory.from_config(Config(ALEMBIC_INI)),
+        load_script_directory(),
         pool_size=settings.pool_size,
         queue_size=settings.queue_size,
         queue_timeout=settings.queue_timeout,

@@ -9,15 +9,13 @@ coordinator, which is where every statement goes.
 import asyncio
 from collections.abc import Mapping
 
-from alembic.config import Config
-from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
 from app.database import build_engine
-from app.main import ALEMBIC_INI
+from app.main import load_script_directory
 from app.schema import read_revisions
 from app.settings import Settings
 from app.urls import is_sqlite
@@ -104,7 +102,7 @@ def refuse_other_revision(connection: Connection) -> None:
     Raises:
         CommandError: it is at another revision.
     """
-    script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+    script = load_script_directory()
     current, head = read_revisions(connection), script.get_current_head()
     found = f"The database is at revision {', '.join(sorted(current)) or 'none'}"
     if not current <= {revision.revision for revision in script.walk_revisions()}:

@@ -5,14 +5,13 @@ python -m migrations.status
 
 import asyncio
 
-from alembic.config import Config
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, inspect
 from sqlalchemy.exc import SQLAlchemyError
 from sqlmodel import SQLModel
 
 from app.database import build_engine
-from app.main import ALEMBIC_INI
+from app.main import load_script_directory
 from app.schema import read_revisions
 from app.settings import Settings
 
@@ -32,7 +31,7 @@ async def main() -> None:
             invalid = await connection.run_sync(invalid_indexes)
     except SQLAlchemyError as error:
         raise SystemExit(f"The database does not answer: {getattr(error, 'orig', error)}") from None
-    script = ScriptDirectory.from_config(Config(ALEMBIC_INI))
+    script = load_script_directory()
     print(*describe(script, current), sep="\n")
     for index in invalid:
         print(f"invalid: {index}, left by an interrupted build. If its revision is pending, the upgrade rebuilds it.")

@@ -63,7 +63,7 @@ def postgres_databases(
     """Creates Postgres databases."""
     databases = Databases(postgres, tmp_path_factory.mktemp("databases"), pooler=pooler)
     yield databases
-    databases.drop(databases.template)
+    databases.close()
 
 
 @pytest.fixture(scope="session")

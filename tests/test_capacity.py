@@ -14,7 +14,7 @@ from app.capacity import name_process
 from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import running
-from tests.support.databases import Databases
+from tests.support.databases import DISCONNECT_OTHERS, Databases
 from tests.support.polling import wait_until
 from tests.support.service import running_service
 from tests.support.sql import execute, execute_autocommit, fetch_value
@@ -31,6 +31,7 @@ ASKED = (
 @pytest.fixture
 def role_url(postgres_url: URL, postgres: URL) -> Iterator[URL]:
     """The URL of a database for a role without privileges but those on its tables."""
+    execute_autocommit(postgres_url, DISCONNECT_OTHERS)  # the one that empties it would count
     role = f"role_{secrets.token_hex(6)}"
     execute_autocommit(postgres, f"CREATE ROLE {role} LOGIN PASSWORD 'x'")
     execute(

@@ -25,7 +25,7 @@ from tests.support.locks import async_row_lock, async_write_lock
 from tests.support.polling import wait_until
 from tests.support.processes import free_port, render_url, server
 from tests.support.raw_http import begin_request, connections, read_response
-from tests.support.sql import fetch_value
+from tests.support.sql import connections_to, fetch_value
 
 ROUNDS = 25
 OPEN_FILES = 4096  # enough for a thousand connections
@@ -150,7 +150,7 @@ async def test_two_hundred_reset_connections_leak_no_database_connections_and_lo
     """They are reset while their statements wait for a lock."""
     port = free_port()
     changes = {"DATABASE_URL": render_url(postgres_url), "POOL_SIZE": "10"}
-    backends = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
+    backends = connections_to(postgres_url)
     blocked = f"{backends} AND wait_event_type = 'Lock'"
     with (
         tempfile.TemporaryFile() as log,

@@ -23,7 +23,7 @@ from app.urls import is_sqlite
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
-from tests.support.sql import execute_autocommit, fetch_value
+from tests.support.sql import connections_to, execute_autocommit, fetch_value
 
 INSERT = "INSERT INTO hero (name, secret_name) VALUES ('Deadpond', 'Dive Wilson')"
 COUNT = "SELECT count(*) FROM hero"
@@ -85,8 +85,7 @@ async def wait_until_free(pool: ConnectionPool, size: int = 1) -> None:
 
 async def count_backends(server: URL, url: URL) -> Any:
     """Count the connections that Postgres has to a database."""
-    backends = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{url.database}'"
-    return await asyncio.to_thread(execute_autocommit, server, backends)
+    return await asyncio.to_thread(execute_autocommit, server, connections_to(url))
 
 
 async def wait_for_backends(server: URL, url: URL, count: int) -> None:
@@ -100,13 +99,13 @@ async def wait_for_backends(server: URL, url: URL, count: int) -> None:
 
 async def terminate_backends(server: URL, url: URL) -> None:
     """Let Postgres close all connections to a database."""
-    terminate = "SELECT count(pg_terminate_backend(pid, 5000)) FROM pg_stat_activity WHERE datname"
-    await asyncio.to_thread(execute_autocommit, server, f"{terminate} = '{url.database}'")
+    terminate = connections_to(url).replace("*", "pg_terminate_backend(pid, 5000)")
+    await asyncio.to_thread(execute_autocommit, server, terminate)
 
 
 async def wait_until_asleep(server: URL, url: URL) -> None:
     """Wait until a connection to a database executes pg_sleep."""
-    asleep = f"SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = '{url.database}'"
+    asleep = f"{connections_to(url)} AND wait_event = 'PgSleep'"
 
     async def is_asleep() -> Any:
         return await asyncio.to_thread(execute_autocommit, server, asleep)

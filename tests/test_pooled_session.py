@@ -31,7 +31,7 @@ from tests.support.sessions import (
     run,
     serving,
 )
-from tests.support.sql import POOLER, execute_autocommit
+from tests.support.sql import POOLER, connections_to, execute_autocommit
 
 PID = text("SELECT pg_backend_pid()")
 
@@ -498,7 +498,7 @@ class TestCancellation:
 
 async def wait_for_backends(server: URL, url: URL, most: int) -> None:
     """Wait until Postgres has no more connections to a database. It notices late that one is closed."""
-    backends = f"SELECT count(*) <= {most} FROM pg_stat_activity WHERE datname = '{url.database}'"
+    backends = connections_to(url).replace("count(*)", f"count(*) <= {most}")
 
     async def are_few() -> object:
         return await asyncio.to_thread(execute_autocommit, server, backends)

@@ -19,7 +19,7 @@ from app.urls import parse_url
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.processes import free_port
-from tests.support.sql import execute_autocommit
+from tests.support.sql import connections_to, execute_autocommit
 
 COOKIE = "recent_write=1; Max-Age=6; Path=/; HttpOnly; SameSite=Lax"
 
@@ -140,8 +140,8 @@ async def test_without_a_replica_no_cookie_is_set(url: URL) -> None:
         assert "Set-Cookie" not in (await client.post("/heroes/", json=DEADPOND)).headers
 
 
-async def test_without_a_replica_and_on_one_host_no_server_is_watched(postgres_url: URL) -> None:
+async def test_without_a_replica_and_on_one_host_no_server_is_watched(postgres: URL, postgres_url: URL) -> None:
     async with running(create_app(Settings(database_url=postgres_url))) as client:
         assert (await client.get("/readyz")).status_code == 200
-        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        assert await asyncio.to_thread(execute_autocommit, postgres_url, others) == 1  # that of the probes
+        connections = connections_to(postgres_url)
+        assert await asyncio.to_thread(execute_autocommit, postgres, connections) == 1  # that of the probes

@@ -33,7 +33,7 @@ from tests.support.sessions import (
     run,
     serving,
 )
-from tests.support.sql import execute_autocommit
+from tests.support.sql import connections_to, execute_autocommit
 
 # What makes a COMMIT fail, after the statement itself has succeeded.
 FAILING_COMMIT = {
@@ -288,8 +288,7 @@ class TestAfterTheRequest:
     async def test_a_task_that_still_executes_shares_its_connection_with_nobody(
         self, postgres: URL, postgres_url: URL, *, autocommit: bool
     ) -> None:
-        backends = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
-        asleep = f"{backends} AND wait_event = 'PgSleep'"
+        asleep = f"{connections_to(postgres_url)} AND wait_event = 'PgSleep'"
 
         async def is_asleep() -> object:
             return await asyncio.to_thread(execute_autocommit, postgres, asleep)

@@ -21,7 +21,7 @@ from tests.support.polling import wait_until, wait_until_async
 from tests.support.processes import TIMEOUT
 from tests.support.relay import Relay, relay
 from tests.support.service import Service, running_service
-from tests.support.sql import execute_autocommit
+from tests.support.sql import connections_to, execute_autocommit
 
 pytestmark = pytest.mark.chaos
 
@@ -178,7 +178,7 @@ async def test_readiness_does_not_depend_on_connections_that_the_server_closes_w
     postgres: URL, postgres_url: URL
 ) -> None:
     url = postgres_url.update_query_dict({"options": "-c idle_session_timeout=100"})
-    backends = f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
+    backends = connections_to(postgres_url)
     async with running(create_app(Settings(database_url=url))) as client:
         for _ in range(4):
             assert (await client.get("/heroes/")).status_code == 200
