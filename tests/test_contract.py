@@ -1,8 +1,5 @@
 """Compatibility with the tutorial: its clients get the same responses here, byte for byte."""
 
-import asyncio
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -41,21 +38,20 @@ SESSION: list[tuple[str, str, dict[str, Any] | None]] = [
 ]
 
 
-@pytest.fixture
-def tutorial(tmp_path: Path) -> Iterator[httpx.Client]:
-    """A client for a server that runs the tutorial's own code."""
+@pytest.fixture(scope="session")  # a module runs once for each kind of database
+def tutorials(tmp_path_factory: pytest.TempPathFactory) -> list[httpx.Response]:
+    """The responses of the tutorial's own code."""
     port = free_port()
     command = ("uvicorn", "bench.contenders.tutorial:app", "--port", str(port))
-    changes = {"DATABASE_URL": f"sqlite:///{tmp_path}/database.db"}
+    changes = {"DATABASE_URL": f"sqlite:///{tmp_path_factory.mktemp('tutorial')}/database.db"}
     with server(*command, port=port, changes=changes) as client:
-        yield client
+        return [client.request(method, path, json=body) for method, path, body in SESSION]
 
 
 async def test_every_response_of_a_session_equals_the_tutorials(
-    tutorial: httpx.Client, client: httpx.AsyncClient
+    tutorials: list[httpx.Response], client: httpx.AsyncClient
 ) -> None:
-    for method, path, body in SESSION:
-        expected = await asyncio.to_thread(tutorial.request, method, path, json=body)
+    for (method, path, body), expected in zip(SESSION, tutorials, strict=True):
         response = await client.request(method, path, json=body)
         assert (method, path, response.status_code, response.content) == (
             method,

@@ -10,7 +10,12 @@ from tests.support.processes import BIN, run
 
 
 @pytest.mark.parametrize(
-    "command", ["uvicorn app.main:app", "alembic current", pytest.param("fastapi run", marks=pytest.mark.slow)]
+    "command",
+    [
+        "uvicorn app.main:app",
+        pytest.param("fastapi run", marks=pytest.mark.slow),
+        pytest.param("alembic current", marks=pytest.mark.slow),
+    ],
 )
 def test_invalid_settings_abort_startup_with_one_sentence_each_without_their_values(command: str) -> None:
     result = run(*command.split(), changes={"DATABASE_URL": "mysql://root:hunter2@h/d", "POOL_SIZE": "hunter2"})

@@ -1,16 +1,16 @@
 """The status command: current and pending revisions, and what they lock."""
 
 import asyncio
-import sys
 from collections.abc import Callable
 
 import asyncpg
 import pytest
 from sqlalchemy import URL
 
+from app.urls import parse_url
 from migrations.status import main
 from tests.support.alembic_commands import BASE, HEAD, SCRIPT, migrate
-from tests.support.processes import free_port, render_url, run
+from tests.support.processes import free_port, render_url
 from tests.support.sql import execute, run_in_transaction
 
 
@@ -76,10 +76,9 @@ def test_an_invalid_index_is_listed(postgres_url: URL, status: Callable[[URL], s
     assert "invalid: ix_broken, left by an interrupted build." in status(postgres_url)
 
 
-def test_an_unreachable_database_is_reported_in_one_sentence() -> None:
-    url = f"postgresql://heroes:s3cret@127.0.0.1:{free_port()}/heroes"
-    result = run(sys.executable, "-m", "migrations.status", changes={"DATABASE_URL": url})
-    assert result.returncode != 0
-    assert result.stdout.startswith("The database does not answer: ")
-    assert "Traceback" not in result.stdout
-    assert "s3cret" not in result.stdout
+def test_an_unreachable_database_is_reported_in_one_line_without_its_password(
+    status: Callable[[URL], str],
+) -> None:
+    with pytest.raises(SystemExit, match=r"^The database does not answer: [^\n]+$") as reported:
+        status(parse_url(f"postgresql://heroes:s3cret@127.0.0.1:{free_port()}/heroes"))
+    assert "s3cret" not in str(reported.value)
