@@ -12,6 +12,7 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
+from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
 from tests.support.locks import write_lock
 from tests.support.processes import ROOT, TIMEOUT, run
@@ -46,9 +47,15 @@ def python() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def service(module_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+def database(sqlite_databases: Databases) -> URL:
+    """A database: a client can't tell of which kind."""
+    return sqlite_databases.migrated()
+
+
+@pytest.fixture(scope="module")
+def service(database: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
     """The service with fifty heroes and a short LOCK_TIMEOUT, which the tests of this module share."""
-    with running_service(module_url, tmp_path_factory.mktemp("service") / "log", LOCK_TIMEOUT="0.5") as service:
+    with running_service(database, tmp_path_factory.mktemp("service") / "log", LOCK_TIMEOUT="0.5") as service:
         heroes = [{**HERO, "name": f"Hero {number % 9}"} for number in range(50)]
         assert httpx.post(f"http://127.0.0.1:{service.port}/heroes/batch", json=heroes).status_code == 200
         yield service
@@ -81,7 +88,7 @@ def test_the_python_recipe_loses_no_update(service: Service, python: dict[str, A
 
 
 def test_the_python_recipe_creates_one_hero_over_several_retries(
-    service: Service, python: dict[str, Any], module_url: URL
+    service: Service, python: dict[str, Any], database: URL
 ) -> None:
     before = count(service)
     with httpx.Client(base_url=base_url(service)) as client:
@@ -89,7 +96,7 @@ def test_the_python_recipe_creates_one_hero_over_several_retries(
         sending = threading.Thread(
             target=lambda: responses.append(python["send"](client, "POST", "/heroes/", json=HERO))
         )
-        with write_lock(module_url):
+        with write_lock(database):
             sending.start()
             service.wait_for_log(" POST /heroes/ 503 ")
         sending.join(TIMEOUT)
