@@ -1,8 +1,7 @@
-"""Hostile requests get their expected responses, from the app and over a socket, on both databases."""
+"""Hostile requests get their expected responses, from the app on both databases, and over a socket."""
 
-import socket
+import asyncio
 import sys
-from collections.abc import Iterator
 from contextlib import closing
 from http.client import HTTPResponse
 
@@ -10,9 +9,12 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
-from tests.support.heroes import DEADPOND
+from app.main import create_app
+from app.settings import Settings
+from tests.support.app_client import listening, running
+from tests.support.heroes import DEADPOND, DEADPOND_JSON
 from tests.support.hostile_requests import CASES, JSON, Case, hero
-from tests.support.processes import TIMEOUT, free_port, render_url, server
+from tests.support.raw_http import connections, read_response, send_post
 
 VALIDATORS = {"etag", "link", "location"}
 
@@ -32,25 +34,16 @@ async def test_every_request_gets_its_response(client: httpx.AsyncClient, subtes
 
 
 @pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"x":', "}")])
-async def test_no_depth_of_nesting_is_a_5xx(client: httpx.AsyncClient, opening: str, closing: str) -> None:
+async def test_no_depth_of_nesting_is_a_5xx(sqlite_url: URL, opening: str, closing: str) -> None:
     """Each depth around the one where Python's decoder gives up, so that no code behind the decoder gives up later."""
     limit = sys.getrecursionlimit()
     statuses = set()
-    for depth in [10, *range(limit - 150, limit + 10), 10 * limit, 50 * limit]:
-        body = opening * depth + "1" + closing * depth
-        response = await client.post("/heroes/", content=body, headers=JSON)
-        statuses.add(response.status_code)
+    async with running(create_app(Settings(database_url=sqlite_url))) as client:
+        for depth in [10, *range(limit - 150, limit + 10), 10 * limit, 50 * limit]:
+            body = opening * depth + "1" + closing * depth
+            response = await client.post("/heroes/", content=body, headers=JSON)
+            statuses.add(response.status_code)
     assert statuses == {400, 422}
-
-
-@pytest.fixture
-def port(sqlite_url: URL) -> Iterator[int]:
-    """The port of a server with one hero."""
-    port = free_port()
-    command = ("uvicorn", "app.main:app", "--port", str(port), "--no-access-log")
-    with server(*command, port=port, changes={"DATABASE_URL": render_url(sqlite_url)}) as client:
-        assert client.post("/heroes/", json=DEADPOND).json() == hero()
-        yield port
 
 
 def to_bytes(case: Case) -> bytes:
@@ -61,25 +54,36 @@ def to_bytes(case: Case) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n" + case.body
 
 
-def test_every_request_gets_its_response_over_one_connection(port: int, subtests: pytest.Subtests) -> None:
-    """No client library normalizes the requests, and the connection survives each of them."""
-    with closing(socket.create_connection(("127.0.0.1", port), timeout=TIMEOUT)) as connection:
+def send_over_one_connection(port: int) -> list[tuple[int, dict[str, str], bytes]]:
+    """Create one hero, send every request, and return the status, the headers and the body of each response."""
+    responses = []
+    with connections(port, 1) as (connection,):
+        send_post(connection, DEADPOND_JSON)
+        assert read_response(connection)[0] == 200
         for case in CASES:
             connection.sendall(to_bytes(case))
             with closing(HTTPResponse(connection, method=case.method)) as response:
                 response.begin()
-                body = response.read()
-            with subtests.test(case.name):
-                assert (response.status, body) in case.expected
                 headers = {name.lower(): value for name, value in response.headers.items()}
-                assert headers.pop("date")
-                assert bool(headers.pop("allow", "")) == (response.status == 405)
-                assert set(headers) & VALIDATORS <= ({"link"} if isinstance(case.response_body, list) else VALIDATORS)
-                assert {name: value for name, value in headers.items() if name not in VALIDATORS} == {
-                    "server": "uvicorn",
-                    "content-length": str(len(body)),
-                    "content-type": "application/json",
-                    "x-request-id": "hostile",
-                    "x-content-type-options": "nosniff",
-                    "cache-control": "no-cache",
-                } | ({"vary": "Accept"} if response.status >= 400 else {})
+                responses.append((response.status, headers, response.read()))
+    return responses
+
+
+async def test_every_request_gets_its_response_over_one_connection(sqlite_url: URL, subtests: pytest.Subtests) -> None:
+    """No client library normalizes the requests, and the connection survives each of them."""
+    async with listening(create_app(Settings(database_url=sqlite_url))) as port:
+        responses = await asyncio.to_thread(send_over_one_connection, port)
+    for case, (status, headers, body) in zip(CASES, responses, strict=True):
+        with subtests.test(case.name):
+            assert (status, body) in case.expected
+            assert headers.pop("date")
+            assert bool(headers.pop("allow", "")) == (status == 405)
+            assert set(headers) & VALIDATORS <= ({"link"} if isinstance(case.response_body, list) else VALIDATORS)
+            assert {name: value for name, value in headers.items() if name not in VALIDATORS} == {
+                "server": "uvicorn",
+                "content-length": str(len(body)),
+                "content-type": "application/json",
+                "x-request-id": "hostile",
+                "x-content-type-options": "nosniff",
+                "cache-control": "no-cache",
+            } | ({"vary": "Accept"} if status >= 400 else {})

@@ -255,6 +255,15 @@ class TestHTTP10:
         assert (head[:12], body) == (b"HTTP/1.1 200", b"")
 
 
+def test_a_connection_stays_usable_after_a_head(connection: socket.socket) -> None:
+    for _ in range(3):
+        connection.sendall(request_head("HEAD /heroes/export"))
+        with closing(HTTPResponse(connection, method="HEAD")) as response:
+            response.begin()
+            assert (response.status, response.read()) == (200, b"")
+        assert get_heroes(connection) == 200
+
+
 def test_http_1_1_still_gets_chunks(connection: socket.socket) -> None:
     connection.sendall(request_head("GET /heroes/export"))
     with closing(HTTPResponse(connection)) as response:

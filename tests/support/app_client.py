@@ -8,6 +8,7 @@ import httpx
 import uvicorn
 from fastapi import FastAPI
 
+from app.protocol import StrictHTTPProtocol
 from tests.support.processes import free_port
 
 
@@ -28,8 +29,9 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 @asynccontextmanager
 async def listening(app: FastAPI) -> AsyncIterator[int]:
-    """Serve the app on a port, in this process, so that its log can be read."""
-    server = uvicorn.Server(uvicorn.Config(app, port=(port := free_port()), log_config=None))
+    """Serve the app on a port with the protocol of `make run`, in this process, so that its log can be read."""
+    config = uvicorn.Config(app, port=(port := free_port()), http=StrictHTTPProtocol, ws="none", log_config=None)
+    server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
         await asyncio.sleep(0.01)
