@@ -22,6 +22,12 @@ SECRET = "tvqzxkwj"
 FIELDS = ("client", "method", "route", "status")
 
 
+@pytest.fixture
+def url(sqlite_url: URL) -> URL:
+    """A database of one kind: nothing here depends on it."""
+    return sqlite_url
+
+
 @pytest.fixture(autouse=True)
 def level(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO, "app.access")

@@ -1,19 +1,18 @@
 """A body that is too large is 413, and is not kept in memory."""
 
-import os
-import socket
 from collections.abc import AsyncIterator, Iterator
-from contextlib import closing
-from http.client import HTTPResponse
+from contextlib import suppress
 
 import httpx
 import psutil
 import pytest
+from sqlalchemy import URL
 
 from app.heroes.routes import MAX_BATCH_SIZE, MAX_BODY_SIZE
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND, DEADPOND_JSON
-from tests.support.processes import TIMEOUT, free_port, render_url, server
+from tests.support.raw_http import connections, get_heroes, read_response, request_head
+from tests.support.service import Service, running_service
 
 JSON = {"Content-Type": "application/json"}
 MEGABYTE = 1_000_000
@@ -23,6 +22,12 @@ READS_A_BODY = {
     ("PATCH", "/heroes/1"): (DEADPOND_JSON, MAX_BODY_SIZE),
     ("POST", "/heroes/batch"): (b"[" + DEADPOND_JSON + b"]", MAX_BATCH_SIZE),
 }
+
+
+@pytest.fixture
+def url(sqlite_url: URL) -> URL:
+    """A database of one kind: nothing here depends on it."""
+    return sqlite_url
 
 
 def test_the_limits_are_the_documented_ones() -> None:
@@ -57,35 +62,27 @@ async def test_where_no_body_is_read_its_length_does_not_matter(client: httpx.As
 
 
 @pytest.fixture(scope="module")
-def running(sqlite_databases: Databases) -> Iterator[tuple[httpx.Client, psutil.Process]]:
-    """A server, and its process."""
-    port = free_port()
-    command = ("uvicorn", "app.main:app", "--port", str(port))
-    before = set(psutil.Process(os.getpid()).children())
-    with server(*command, port=port, changes={"DATABASE_URL": render_url(sqlite_databases.migrated())}) as client:
-        (process,) = set(psutil.Process(os.getpid()).children()) - before
-        yield client, process
+def service(sqlite_databases: Databases, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """A process of its own, so that its memory can be measured."""
+    with running_service(sqlite_databases.migrated(), tmp_path_factory.mktemp("service") / "log") as service:
+        yield service
 
 
-@pytest.mark.parametrize("framing", ["Transfer-Encoding: chunked", f"Content-Length: {100 * MEGABYTE}"])
-def test_100_megabytes_are_refused_and_not_kept(running: tuple[httpx.Client, psutil.Process], framing: str) -> None:
-    client, process = running
-    assert client.get("/heroes/").status_code == 200
-    before = process.memory_info().rss
-    for _ in range(3):
-        with closing(socket.create_connection((client.base_url.host, client.base_url.port), TIMEOUT)) as connection:
-            head = f"POST /heroes/ HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n{framing}\r\n\r\n"
-            connection.sendall(head.encode())
-            with closing(HTTPResponse(connection, method="POST")) as response:
-                try:
-                    for _ in range(100):
-                        chunk = b" " * MEGABYTE
-                        connection.sendall(
-                            b"%x\r\n%s\r\n" % (len(chunk), chunk) if framing.endswith("chunked") else chunk
-                        )
-                except ConnectionError:
-                    pass  # refused before all was sent
-                response.begin()
-                assert response.status == 413
-    assert process.memory_info().rss - before < 20 * MEGABYTE
-    assert client.get("/heroes/").json() == []
+@pytest.mark.parametrize("framing", [{"Transfer_Encoding": "chunked"}, {"Content_Length": 100 * MEGABYTE}], ids=str)
+def test_100_megabytes_are_refused_and_not_kept(service: Service, framing: dict[str, object]) -> None:
+    memory = psutil.Process(service.process.pid).memory_info
+    part = b" " * MEGABYTE
+    if "Transfer_Encoding" in framing:
+        part = b"%x\r\n%s\r\n" % (len(part), part)
+    with connections(service.port, 4) as (ordinary, *huge):
+        assert get_heroes(ordinary) == 200
+        before = memory().rss
+        for connection in huge:
+            connection.sendall(request_head("POST /heroes/", Content_Type="application/json", **framing))
+            with suppress(ConnectionError):  # it is refused before all is sent
+                for _ in range(100):
+                    connection.sendall(part)
+            assert read_response(connection)[0] == 413
+        assert memory().rss - before < 20 * MEGABYTE
+        ordinary.sendall(request_head("GET /heroes/"))
+        assert read_response(ordinary) == (200, b"[]")

@@ -12,7 +12,7 @@ from sqlalchemy import URL
 from tests.support.heroes import DEADPOND
 from tests.support.otlp_receiver import Receiver, otlp_receiver
 from tests.support.polling import wait_until
-from tests.support.processes import free_port, render_url, server
+from tests.support.service import running_service
 from tests.support.sql import execute
 
 MARK = "tvqzxkwj"
@@ -54,18 +54,17 @@ def log(tmp_path: Path) -> Path:
 def client(url: URL, log: Path, tmp_path: Path, receiver: Receiver) -> Iterator[httpx.Client]:
     """A client for a server that logs everything and exports telemetry."""
     (tmp_path / "logging.json").write_text(json.dumps(LOG_EVERYTHING))
-    port = free_port()
-    command = ("uvicorn", "app.main:app", "--port", str(port), "--log-config", str(tmp_path / "logging.json"))
-    changes = {
-        "DATABASE_URL": render_url(url),
-        "LOCK_TIMEOUT": "0.1",
+    settings = {
         "LOG_LEVEL": "DEBUG",
         "TOKENS": f"client:read+write:{hashlib.sha256(MARK.encode()).hexdigest()}",
         "FASTAPI_OTEL_AUTO_CONFIGURE": "true",  # its setup would export the messages of exceptions
         **receiver.settings,
     }
-    with log.open("wb") as output, server(*command, port=port, changes=changes, output=output) as client:
-        client.headers["Authorization"] = f"Bearer {MARK}"
+    authorization = {"Authorization": f"Bearer {MARK}"}
+    with (
+        running_service(url, log, "--log-config", str(tmp_path / "logging.json"), **settings) as service,
+        httpx.Client(base_url=f"http://127.0.0.1:{service.port}", headers=authorization) as client,
+    ):
         yield client
 
 

@@ -8,8 +8,6 @@ from fastapi import FastAPI
 from opentelemetry import trace
 from sqlalchemy import URL
 
-from app.main import create_app
-from app.settings import Settings
 from app.telemetry import SIGNALS, read_signals
 from tests.support.app_client import running
 from tests.support.processes import ROOT, render_url, run
@@ -32,9 +30,9 @@ trace.set_tracer_provider(theirs)
 
 
 @pytest.fixture
-def app(sqlite_url: URL) -> FastAPI:
-    """The app on one kind of database: nothing here depends on it."""
-    return create_app(Settings(database_url=sqlite_url))
+def url(sqlite_url: URL) -> URL:
+    """A database of one kind: nothing here depends on it."""
+    return sqlite_url
 
 
 def set_environment(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]) -> None:
