@@ -42,6 +42,13 @@ def hero(name: str) -> bytes:
     return json.dumps(DEADPOND | {"name": name}).encode()
 
 
+def begin_writes(writing: list[socket.socket], names: list[str]) -> None:
+    """Send a POST of a hero on each connection. All have reached the app when this returns."""
+    for name, connection in zip(names, writing, strict=True):
+        begin_post(connection, len(hero(name)))
+        connection.sendall(hero(name))
+
+
 def read_created_name(connection: socket.socket) -> str | None:
     """Return the name of the created hero, or None if there was no successful response."""
     try:
@@ -76,9 +83,7 @@ def test_every_write_in_flight_gets_its_response_and_is_stored(
         begin_post(stalled, len(hero("stalled")))
         stalled.sendall(hero("stalled")[:-1])
         with write_lock(url):
-            for name, connection in zip(names, writing, strict=True):
-                begin_post(connection, len(hero(name)))
-                connection.sendall(hero(name))
+            begin_writes(writing, names)
             service.process.send_signal(signal.SIGTERM)
             assert all(wait_for_close(connection) for connection in idle)
             service.wait_for_log("Waiting for connections to close")
@@ -100,9 +105,7 @@ def test_writes_blocked_past_the_limit_do_not_delay_the_exit(
     ):
         create_first_hero(service)
         with write_lock(url):
-            for connection in writing:
-                begin_post(connection, len(hero("late")))
-                connection.sendall(hero("late"))
+            begin_writes(writing, ["late"] * len(writing))
             service.process.send_signal(signal.SIGTERM)
             assert service.process.wait(TIMEOUT) == code
         assert {read_created_name(connection) for connection in writing} == {None}
@@ -119,9 +122,7 @@ def test_every_acknowledged_write_is_stored_when_the_limit_cancels_the_others(ur
     ):
         create_first_hero(service)
         with write_lock(url):
-            for name, connection in zip(names, writing, strict=True):
-                begin_post(connection, len(hero(name)))
-                connection.sendall(hero(name))
+            begin_writes(writing, names)
             service.process.send_signal(signal.SIGTERM)
             service.wait_for_log("timeout graceful shutdown exceeded")
         acknowledged = [name for name in map(read_created_name, writing) if name]
@@ -182,9 +183,7 @@ class TestHangUp:
         ):
             create_first_hero(service)
             with write_lock(url):
-                for name, connection in zip(names, writing, strict=True):
-                    begin_post(connection, len(hero(name)))
-                    connection.sendall(hero(name))
+                begin_writes(writing, names)
                 service.process.send_signal(signal.SIGHUP)
                 service.wait_for_log("Waiting for connections to close")
             assert [read_created_name(connection) for connection in writing] == names
