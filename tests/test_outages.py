@@ -14,6 +14,7 @@ import httpx
 import pytest
 from sqlalchemy import URL
 
+from app.schema import TIME_LIMIT
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
 from tests.support.locks import stored_names
@@ -154,7 +155,7 @@ async def test_requests_to_a_frozen_server_are_503_in_time_and_everything_is_bac
             with server.frozen():
                 await load.wait_until_all(503)
                 for _ in range(5):
-                    async with asyncio.timeout(2):
+                    async with asyncio.timeout(4 * TIME_LIMIT):
                         assert (await load.client.get("/readyz")).status_code == 503
             await load.wait_until_all(200)
             for _ in range(5):

@@ -12,6 +12,7 @@ from sqlalchemy import URL
 from tests.support.heroes import DEADPOND
 from tests.support.otlp_receiver import Receiver, otlp_receiver
 from tests.support.polling import wait_until
+from tests.support.processes import TIMEOUT
 from tests.support.service import running_service
 from tests.support.sql import execute
 
@@ -63,7 +64,7 @@ def client(url: URL, log: Path, tmp_path: Path, receiver: Receiver) -> Iterator[
     authorization = {"Authorization": f"Bearer {MARK}"}
     with (
         running_service(url, log, "--log-config", str(tmp_path / "logging.json"), **settings) as service,
-        httpx.Client(base_url=f"http://127.0.0.1:{service.port}", headers=authorization) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{service.port}", headers=authorization, timeout=TIMEOUT) as client,
     ):
         yield client
 

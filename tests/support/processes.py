@@ -69,7 +69,7 @@ def server(
         command, cwd=cwd, env=environment(changes), start_new_session=True, stdout=output, stderr=output
     )
     try:
-        with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+        with httpx.Client(base_url=f"http://127.0.0.1:{port}", timeout=TIMEOUT) as client:
             wait_until_responding(client, process)
             yield client
     finally:
