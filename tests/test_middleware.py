@@ -80,28 +80,29 @@ async def connected(port: int) -> AsyncIterator[tuple[asyncio.StreamReader, asyn
 
 
 class TestRequestID:
-    @pytest.mark.parametrize("sane", ["1", "0123-abc", "a" * 128, "urn:uuid:1/2~3.4_5+6=7"])
-    async def test_a_sane_id_of_the_client_is_returned(self, client: httpx.AsyncClient, sane: str) -> None:
-        for path in ("/heroes/", "/heroes/1", "/nowhere", "/livez"):
-            assert (await client.get(path, headers={"X-Request-ID": sane})).headers["X-Request-ID"] == sane
+    async def test_a_sane_id_of_the_client_is_returned(self, client: httpx.AsyncClient) -> None:
+        for sane in ("1", "0123-abc", "a" * 128, "urn:uuid:1/2~3.4_5+6=7"):
+            for path in ("/heroes/", "/heroes/1", "/nowhere", "/livez"):
+                assert (await client.get(path, headers={"X-Request-ID": sane})).headers["X-Request-ID"] == sane
 
-    @pytest.mark.parametrize("odd", ["", " ", "a b", "a" * 129, 'a"b', "<script>", "a;b", "\x7f"])
-    async def test_any_other_id_is_replaced_by_a_new_one(self, client: httpx.AsyncClient, odd: str) -> None:
-        first = (await client.get("/heroes/", headers={"X-Request-ID": odd})).headers["X-Request-ID"]
-        second = (await client.get("/heroes/", headers={"X-Request-ID": odd})).headers["X-Request-ID"]
-        assert odd not in {first, second}
-        assert len({first, second}) == 2
+    async def test_any_other_id_is_replaced_by_a_new_one(self, client: httpx.AsyncClient) -> None:
+        for odd in ("", " ", "a b", "a" * 129, 'a"b', "<script>", "a;b", "\x7f"):
+            headers = {"X-Request-ID": odd}
+            ids = {(await client.get("/livez", headers=headers)).headers["X-Request-ID"] for _ in range(2)}
+            assert odd not in ids
+            assert len(ids) == 2
 
     async def test_each_request_without_an_id_gets_its_own(self, client: httpx.AsyncClient) -> None:
-        ids = {(await client.get("/livez")).headers["X-Request-ID"] for _ in range(100)}
-        assert len(ids) == 100
+        ids = {(await client.get("/livez")).headers["X-Request-ID"] for _ in range(20)}
+        assert len(ids) == 20
 
 
 class TestPath:
-    @pytest.mark.parametrize("path", ["/heroes/", "/heroes", "/livez", "/docs", "/heroes/1/", "/"])
-    async def test_a_newline_at_its_end_is_not_another_spelling(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_a_newline_at_its_end_is_not_another_spelling(self, client: httpx.AsyncClient) -> None:
         await client.post("/heroes/", json=DEADPOND)
-        assert (await client.get(f"{path}%0A")).status_code in {404, 422}  # 422 where it is an id that is not valid
+        for path in ("/heroes/", "/heroes", "/livez", "/docs", "/heroes/1/", "/"):
+            status = (await client.get(f"{path}%0A")).status_code
+            assert status in {404, 422}, path  # 422 where it is an id that is not valid
 
     async def test_a_post_with_a_newline_at_its_end_creates_nothing(self, client: httpx.AsyncClient) -> None:
         for path in ("/heroes/%0A", "/heroes/batch%0A", "/heroes/batch/%0A"):
@@ -126,27 +127,13 @@ class TestCookies:
 
 
 class TestHead:
-    @pytest.mark.parametrize(
-        "path",
-        [
-            "/heroes/",
-            "/heroes/1",
-            "/heroes/9",
-            "/heroes/x",
-            "/heroes/export",
-            "/livez",
-            "/readyz",
-            "/docs",
-            "/docs/swagger-ui.css",
-            "/openapi.json",
-            "/",
-        ],
-    )
-    async def test_head_is_get_without_the_body(self, client: httpx.AsyncClient, path: str) -> None:
+    async def test_head_is_get_without_the_body(self, client: httpx.AsyncClient) -> None:
         await client.post("/heroes/", json=DEADPOND)
-        headers = {"X-Request-ID": "x"}
-        got, head = await client.get(path, headers=headers), await client.head(path, headers=headers)
-        assert (head.status_code, head.headers) == (got.status_code, got.headers)
+        client.headers["X-Request-ID"] = "x"
+        heroes = ("/heroes/", "/heroes/1", "/heroes/9", "/heroes/x", "/heroes/export")
+        for path in (*heroes, "/livez", "/readyz", "/docs", "/docs/swagger-ui.css", "/openapi.json", "/"):
+            got, head = await client.get(path), await client.head(path)
+            assert (path, head.status_code, head.headers) == (path, got.status_code, got.headers)
 
     async def test_the_app_itself_leaves_the_body_out(self, app: FastAPI) -> None:
         """The client here would drop it, and so would uvicorn."""
