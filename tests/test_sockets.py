@@ -3,34 +3,33 @@
 uvicorn limits none of these: docs/proxy.md says what does, and tests/test_proxy.py tests it.
 """
 
+import asyncio
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
-import pytest
 from sqlalchemy import URL
 
+from app.main import create_app
+from app.settings import Settings
+from tests.support.app_client import listening
 from tests.support.heroes import DEADPOND_JSON
 from tests.support.nginx import CONFIGURATION
 from tests.support.raw_http import begin_post, connections, get_heroes, read_response, request_head, send_post
-from tests.support.service import UVICORN, Service, running_service
+from tests.support.service import UVICORN
 
 
-@pytest.fixture
-def service(sqlite_url: URL, tmp_path: Path) -> Iterator[Service]:
-    """The service with one database session, so that a request that held it would block all others."""
-    with running_service(sqlite_url, tmp_path / "log", POOL_SIZE="1") as service:
-        yield service
+async def test_idle_slow_and_stalled_connections_delay_no_other_request(sqlite_url: URL) -> None:
+    """With one database session: a request that held it would block all others."""
+    async with listening(create_app(Settings(database_url=sqlite_url, pool_size=1))) as port:
+        await asyncio.to_thread(use_connections, port)
 
 
-def test_idle_slow_and_stalled_connections_delay_no_other_request(service: Service) -> None:
+def use_connections(port: int) -> None:
+    """Send requests on some connections, while others send theirs slowly or nothing."""
     with ExitStack() as stack:
-        idle, slow, stalled, normal = (
-            stack.enter_context(connections(service.port, number)) for number in (200, 50, 20, 50)
-        )
+        idle, slow, stalled, normal = (stack.enter_context(connections(port, number)) for number in (200, 50, 20, 50))
         for connection in stalled:
             begin_post(connection, len(DEADPOND_JSON))
             connection.sendall(DEADPOND_JSON[:10])
