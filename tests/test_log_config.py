@@ -19,7 +19,7 @@ from tests.support.alembic_commands import alembic, migrate
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
 from tests.support.polling import wait_until
-from tests.support.processes import ROOT, free_port, render_url, run, server
+from tests.support.processes import ROOT, TIMEOUT, free_port, render_url, run, server
 from tests.support.service import Service, running_service
 
 SECRET = "tvqzxkwj"
@@ -258,7 +258,7 @@ class TestConfiguredLogging:
             service.wait_for_log("Application startup complete")
             assert get(service, "/heroes/", **{"X-Request-ID": "one"}).status_code == 200
             service.process.send_signal(signal.SIGTERM)
-            service.process.wait(60)
+            service.process.wait(TIMEOUT)
         records = read_json((tmp_path / "log").read_text())
         assert any(record["message"].startswith("Started parent process") for record in records)
         assert [record["logger"] for record in records if record.get("request_id") == "one"] == ["app.access"]
