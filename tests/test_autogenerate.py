@@ -1,7 +1,6 @@
 """Autogenerate: revisions for changed models run online, and leave no difference."""
 
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +15,8 @@ from sqlalchemy import URL, text
 
 from app.urls import is_sqlite
 from tests.support.alembic_commands import BASE, HEAD, alembic_config
-from tests.support.processes import ROOT, render_url, run
+from tests.support.processes import render_url, run
+from tests.support.project import copy_project
 from tests.support.sql import describe_schema, execute, run_in_transaction
 
 # Several Alembic commands in one process, which imports the models once.
@@ -147,8 +147,7 @@ ROWS = text("SELECT id, name FROM hero ORDER BY id")
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
     """A copy of the application and its migrations."""
-    ignore = shutil.ignore_patterns(".*", "*.db*", "__pycache__", "bench", "docs", "tests")
-    return Path(shutil.copytree(ROOT, tmp_path / "project", ignore=ignore))
+    return copy_project(tmp_path / "project", "bench", "docs", "tests")
 
 
 @pytest.fixture

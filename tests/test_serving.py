@@ -3,7 +3,6 @@
 import itertools
 import json
 import re
-import shutil
 import sqlite3
 import tomllib
 from contextlib import closing
@@ -21,6 +20,7 @@ from bench.databases import sqlite
 from bench.servers import CONTENDERS, OURS, Server
 from tests.support.heroes import DEADPOND
 from tests.support.processes import BIN, ROOT, free_port, render_url, run, server
+from tests.support.project import copy_project
 from tests.support.service import UVICORN
 
 
@@ -47,8 +47,7 @@ def test_two_workers_share_a_new_sqlite_file_from_their_first_request(sqlite_url
 
 
 def test_make_run_upgrades_the_file_in_the_working_directory_and_serves_its_rows(tmp_path: Path) -> None:
-    project = tmp_path / "project"
-    shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "*.db*"))
+    project = copy_project(tmp_path / "project")
     (project / ".venv").symlink_to(BIN.parent)
     with closing(sqlite3.connect(project / "database.db")) as connection:
         connection.executescript(
