@@ -80,9 +80,11 @@ def databases(request: pytest.FixtureRequest) -> Databases:
 
 
 @pytest.fixture
-def sqlite_url(sqlite_databases: Databases) -> URL:
+def sqlite_url(sqlite_databases: Databases) -> Iterator[URL]:
     """A SQLite file at head, without rows."""
-    return sqlite_databases.migrated()
+    url = sqlite_databases.migrated()
+    yield url
+    sqlite_databases.drop(url)
 
 
 @pytest.fixture
