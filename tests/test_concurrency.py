@@ -1,16 +1,16 @@
-"""Concurrent clients, over sockets, of servers in processes of their own: no update is lost, all responses agree."""
+"""Concurrent clients: no update is lost, all responses agree, and none waits for what it does not need."""
 
 import asyncio
 import itertools
-import json
 import resource
-import select
 import socket
 import struct
 import tempfile
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, closing
+from http.client import HTTPConnection
+from pathlib import Path
 from random import Random
 
 import httpx
@@ -19,90 +19,95 @@ from fastapi import FastAPI
 from sqlalchemy import URL
 
 from app.database import ANSWER_TIMEOUT
-from tests.support.app_client import running
+from app.main import create_app
+from app.settings import Settings
+from tests.support.app_client import listening, running
 from tests.support.heroes import DEADPOND, DEADPOND_JSON
 from tests.support.locks import async_row_lock, async_write_lock
-from tests.support.polling import wait_until
+from tests.support.polling import wait_until, wait_until_async
 from tests.support.processes import free_port, render_url, server
 from tests.support.raw_http import begin_request, connections, read_response
-from tests.support.sql import connections_to, fetch_value
+from tests.support.service import running_service
+from tests.support.sql import fetch_value
 
 ROUNDS = 25
 OPEN_FILES = 4096  # enough for a thousand connections
 
-
-@pytest.fixture(scope="module")
-def base_url(module_url: URL) -> Iterator[str]:
-    """The base URL of a server with two processes, which the tests of this module share."""
-    port = free_port()
-    command = ("uvicorn", "app.main:app", "--workers", "2", "--port", str(port), "--no-access-log")
-    changes = {"DATABASE_URL": render_url(module_url), "QUEUE_TIMEOUT": "60"}  # for slow machines
-    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
-    with server(*command, port=port, changes=changes) as client:
-        yield str(client.base_url)
+Clients = tuple[httpx.AsyncClient, httpx.AsyncClient]
 
 
 @pytest.fixture
-async def client(base_url: str) -> AsyncIterator[httpx.AsyncClient]:
-    """A client without a limit on its connections."""
+async def clients(url: URL) -> AsyncIterator[Clients]:
+    """Clients of two apps on one database, each with connections of its own, as two processes have."""
+    settings = Settings(database_url=url, queue_timeout=60, lock_timeout=60)  # for slow machines
+    async with running(create_app(settings)) as one, running(create_app(settings)) as other:
+        yield one, other
+
+
+@pytest.fixture(scope="module")
+def port(module_url: URL, tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
+    """The port of a service in a process of its own, which the slow tests of this module share."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, min(hard, OPEN_FILES)), hard))
+    log = tmp_path_factory.mktemp("concurrency") / "log"
+    with running_service(module_url, log, QUEUE_TIMEOUT="60") as service:  # for slow machines
+        yield service.port
+
+
+def unlimited_client(port: int) -> httpx.AsyncClient:
+    """Create a client without a limit on its connections."""
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=60) as client:
-        yield client
+    return httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", limits=limits, timeout=60)
 
 
 async def create(client: httpx.AsyncClient) -> str:
-    return f"/heroes/{(await client.post('/heroes/', json=DEADPOND)).json()['id']}"
+    """Create a hero, and return its path."""
+    return str((await client.post("/heroes/", json=DEADPOND)).headers["Location"])
 
 
 async def count(client: httpx.AsyncClient) -> int:
     return int((await client.get("/heroes/?limit=0&count=exact")).headers["X-Total-Count"])
 
 
-@pytest.mark.slow
-async def test_a_created_hero_is_visible_to_the_next_request_on_another_connection(base_url: str) -> None:
-    async with httpx.AsyncClient(base_url=base_url) as writer, httpx.AsyncClient(base_url=base_url) as reader:
-        for _ in range(500):
-            assert (await reader.get(await create(writer))).status_code == 200
-
-
-@pytest.mark.slow
-async def test_concurrent_patch_and_delete_each_succeed_or_are_404(client: httpx.AsyncClient) -> None:
-    for _ in range(200):
-        path = await create(client)
-        patched, deleted = await asyncio.gather(client.patch(path, json={"age": 1}), client.delete(path))
+async def test_concurrent_patch_and_delete_each_succeed_or_are_404(clients: Clients) -> None:
+    one, other = clients
+    for _ in range(20):
+        path = await create(one)
+        patched, deleted = await asyncio.gather(one.patch(path, json={"age": 1}), other.delete(path))
         assert patched.status_code in {200, 404}
         assert deleted.status_code == 200
 
 
-async def test_one_of_twenty_concurrent_deletes_succeeds(client: httpx.AsyncClient) -> None:
+async def test_one_of_twenty_concurrent_deletes_succeeds(clients: Clients) -> None:
     for _ in range(5):
-        path = await create(client)
-        responses = await asyncio.gather(*(client.delete(path) for _ in range(20)))
+        path = await create(clients[0])
+        responses = await asyncio.gather(*(client.delete(path) for client in clients * 10))
         assert sorted(response.status_code for response in responses) == [200] + [404] * 19
 
 
-async def test_sixty_concurrent_writes_are_all_stored(client: httpx.AsyncClient) -> None:
-    paths = await asyncio.gather(*(create(client) for _ in range(60)))
-    assert len(set(paths)) == 60
-    responses = await asyncio.gather(*(client.patch(path, json={"age": age}) for age, path in enumerate(paths)))
-    assert [response.json()["age"] for response in responses] == list(range(60))
-    listed = (await client.get("/heroes/?sort=-id&limit=60")).json()
-    assert {f"/heroes/{hero['id']}": hero["age"] for hero in listed} == {path: age for age, path in enumerate(paths)}
+async def test_sixty_concurrent_writes_are_all_stored(clients: Clients) -> None:
+    paths = await asyncio.gather(*(create(client) for client in clients * 30))
+    ages = {path: age for age, path in enumerate(paths)}
+    assert len(ages) == 60
+    patches = zip(itertools.cycle(clients), ages.items(), strict=False)
+    responses = await asyncio.gather(*(client.patch(path, json={"age": age}) for client, (path, age) in patches))
+    assert [response.json()["age"] for response in responses] == list(ages.values())
+    listed = (await clients[0].get("/heroes/")).json()
+    assert {f"/heroes/{hero['id']}": hero["age"] for hero in listed} == ages
 
 
-async def test_concurrent_patches_of_one_hero_all_succeed(client: httpx.AsyncClient) -> None:
-    path = await create(client)
+async def test_concurrent_patches_of_one_hero_all_succeed(clients: Clients) -> None:
+    path = await create(clients[0])
     for _ in range(20):
-        responses = await asyncio.gather(*(client.patch(path, json={"age": age}) for age in (5, 6, 5, 6)))
-        assert [response.json()["age"] for response in responses] == [5, 6, 5, 6]
-        assert (await client.get(path)).json()["age"] in {5, 6}
+        patches = (client.patch(path, json={"age": age}) for age in (5, 6) for client in clients)
+        responses = await asyncio.gather(*patches)
+        assert [response.json()["age"] for response in responses] == [5, 5, 6, 6]
+        assert (await clients[0].get(path)).json()["age"] in {5, 6}
 
 
 @pytest.mark.slow
-async def test_a_thousand_concurrent_requests_are_all_served(base_url: str) -> None:
-    limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=base_url, limits=limits, timeout=60) as client:
+async def test_a_thousand_concurrent_requests_are_all_served(port: int) -> None:
+    async with unlimited_client(port) as client:
         path = await create(client)
         responses = await asyncio.gather(*(client.get(path) for _ in range(1000)))
         assert {response.status_code for response in responses} == {200}
@@ -129,12 +134,12 @@ async def test_a_cancelled_write_is_atomic_and_leaves_no_lock(app: FastAPI, capl
 
 
 @pytest.mark.slow
-async def test_a_write_whose_client_disconnects_is_atomic_and_leaves_no_lock(base_url: str) -> None:
+async def test_a_write_whose_client_disconnects_is_atomic_and_leaves_no_lock(port: int) -> None:
     random = Random(0)  # noqa: S311 - it chooses a delay, not a secret
-    async with httpx.AsyncClient(base_url=base_url) as client:
+    async with unlimited_client(port) as client:
         before = await count(client)
         for _ in range(ROUNDS):
-            async with httpx.AsyncClient(base_url=base_url) as leaving:
+            async with unlimited_client(port) as leaving:
                 first = asyncio.create_task(leaving.post("/heroes/", json=DEADPOND))
                 await asyncio.sleep(random.uniform(0, 0.012))
                 first.cancel()
@@ -177,20 +182,31 @@ async def test_two_hundred_reset_connections_leak_no_database_connections_and_lo
 
 
 async def test_a_request_refused_by_a_full_queue_keeps_its_connection_alive(url: URL) -> None:
-    port = free_port()
-    changes = {"DATABASE_URL": render_url(url), "POOL_SIZE": "1", "QUEUE_SIZE": "0"}
-    with server("uvicorn", "app.main:app", "--port", str(port), port=port, changes=changes) as refused:
-        async with httpx.AsyncClient(base_url=refused.base_url, timeout=60) as other:
-            async with async_write_lock(url):
-                writing = asyncio.create_task(other.post("/heroes/", json=DEADPOND))
-                await asyncio.to_thread(wait_until, lambda: refused.post("/heroes/", content=b"{").status_code == 503)
-                for content in (DEADPOND_JSON, b"nonsense", b"[" * 100_000):
-                    response = refused.post("/heroes/", content=content, headers={"Content-Type": "application/json"})
-                    assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
-                    assert response.headers["X-Request-ID"]
-                    assert refused.get("/livez").status_code == 200
-            assert (await writing).status_code == 200
-        assert refused.post("/heroes/", json=DEADPOND).json()["id"] == 2
+    app = create_app(Settings(database_url=url, pool_size=1, queue_size=0))
+
+    def send_refused_requests(port: int) -> None:
+        with closing(HTTPConnection("127.0.0.1", port)) as connection:
+            connection.connect()
+            connection.auto_open = False  # it would hide that the service has closed it
+            for body in (DEADPOND_JSON, b"nonsense", b"[" * 100_000):
+                connection.request("POST", "/heroes/", body, {"Content-Type": "application/json"})
+                refused = connection.getresponse()
+                assert refused.read()
+                assert (refused.status, refused.headers["Retry-After"]) == (503, "1")
+                assert refused.headers["X-Request-ID"]
+            connection.request("GET", "/livez")
+            assert connection.getresponse().status == 200
+
+    async def is_full() -> bool:
+        return bool(app.state.sessionmaker.writes.free == 0)
+
+    async with listening(app) as port, unlimited_client(port) as client:
+        async with async_write_lock(url):
+            writing = asyncio.create_task(client.post("/heroes/", json=DEADPOND))
+            await wait_until_async(is_full)
+            await asyncio.to_thread(send_refused_requests, port)
+        assert (await writing).status_code == 200
+        assert (await client.post("/heroes/", json=DEADPOND)).json()["id"] == 2
 
 
 def send_patch(connection: socket.socket, path: str) -> None:
@@ -201,15 +217,14 @@ def send_patch(connection: socket.socket, path: str) -> None:
 
 
 @pytest.mark.slow
-async def test_fifty_writers_and_fifty_readers_on_sqlite_are_all_served_for_ten_seconds(sqlite_url: URL) -> None:
+async def test_fifty_writers_and_fifty_readers_on_sqlite_are_all_served_for_ten_seconds(
+    sqlite_url: URL, tmp_path: Path
+) -> None:
     async with AsyncExitStack() as stack:
         clients = []
-        for _ in range(2):  # servers, since one of two processes behind one port may accept all connections
-            port = free_port()
-            command = ("uvicorn", "app.main:app", "--port", str(port), "--no-access-log")
-            starter = stack.enter_context(server(*command, port=port, changes={"DATABASE_URL": render_url(sqlite_url)}))
-            client = httpx.AsyncClient(base_url=starter.base_url, limits=httpx.Limits(max_connections=None), timeout=60)
-            clients.append(await stack.enter_async_context(client))
+        for _ in range(2):  # services, since one of two processes behind one port may accept all connections
+            service = stack.enter_context(running_service(sqlite_url, tmp_path / "log"))
+            clients.append(await stack.enter_async_context(unlimited_client(service.port)))
         over = time.monotonic() + 10
 
         async def read(client: httpx.AsyncClient, path: str) -> None:
@@ -229,19 +244,15 @@ async def test_fifty_writers_and_fifty_readers_on_sqlite_are_all_served_for_ten_
         await asyncio.gather(*map(read, both, paths), *map(write, both, paths))
 
 
-async def test_reads_do_not_wait_for_blocked_writes(client: httpx.AsyncClient, module_url: URL) -> None:
-    path = await create(client)
-    with connections(client.base_url.port or 0, 40) as writers:  # more than the pools of both processes
-        async with async_write_lock(module_url):
-            for connection in writers:
-                send_patch(connection, path)
-            responses = await asyncio.gather(*(client.get(path) for _ in range(50)))
-            assert {response.json()["age"] for response in responses} == {None}
-            readable, _, _ = select.select(writers, [], [], 0)
-            assert not readable
-        for connection in writers:
-            status, body = read_response(connection)
-            assert (status, json.loads(body)["age"]) == (200, 7)
+async def test_reads_do_not_wait_for_blocked_writes(clients: Clients, url: URL) -> None:
+    path = await create(clients[0])
+    async with async_write_lock(url):
+        writes = [asyncio.create_task(client.patch(path, json={"age": 7})) for client in clients * 20]
+        await asyncio.sleep(0)  # they queue: there are more than the pools of both apps have connections
+        responses = await asyncio.gather(*(client.get(path) for client in clients * 25))
+        assert {response.json()["age"] for response in responses} == {None}
+        assert not any(write.done() for write in writes)
+    assert {(await write).json()["age"] for write in writes} == {7}
 
 
 @pytest.mark.chaos

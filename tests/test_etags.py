@@ -8,13 +8,19 @@ from sqlalchemy import URL
 from starlette.datastructures import Headers
 
 from app.etags import MAX_ETAGS, PreconditionFailed
-from app.main import create_app
-from app.settings import Settings
-from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.sql import execute
 
 HERO = DEADPOND | {"age": 30}
+WRITES = [("PATCH", {"age": 40}), ("PATCH", {}), ("DELETE", None)]
+
+# Headers, where the current ETag is "2": those that name it, those that don't, and what is no list of ETags.
+CURRENT = ['"2"', "*", '"1", "2"']
+OTHERS = ['"1"', '"02"', '" 2"', '"2x"', '"*"', "", f'"{"9" * 40}"', '"9223372036854775808"']
+MALFORMED = [
+    *("2", '"2', "W/2", "x", "**", 'w/"2"', 'x"2"', '"2"x'),
+    *('"1" "2"', '"a b"2"c d"', 'garbage "2"', '"2", garbage'),
+]
 
 
 @pytest.fixture
@@ -47,23 +53,18 @@ class TestVersions:
 
 
 class TestIfNoneMatch:
-    @pytest.mark.parametrize(
-        "header", ['"2"', 'W/"2"', "*", '"1", "2"', '"1",W/"2" , "x"', ', ,"2",', ' "2" ', '"a,b", "2"', '"é", "2"']
-    )
-    async def test_a_matching_etag_is_304(self, client: httpx.AsyncClient, path: str, header: str) -> None:
-        for method in ("GET", "HEAD"):
-            response = await client.request(method, path, headers={b"If-None-Match": header.encode("latin-1")})
-            assert (response.status_code, response.content) == (304, b"")
-            assert response.headers["ETag"] == '"2"'
-            assert "Content-Type" not in response.headers
+    async def test_a_matching_etag_is_304(self, client: httpx.AsyncClient, path: str) -> None:
+        for header in (*CURRENT, 'W/"2"', '"1",W/"2" , "x"', ', ,"2",', ' "2" ', '"a,b", "2"', '"é", "2"'):
+            for method in ("GET", "HEAD"):
+                response = await client.request(method, path, headers={b"If-None-Match": header.encode("latin-1")})
+                assert (response.status_code, response.content) == (304, b""), header
+                assert response.headers["ETag"] == '"2"'
+                assert "Content-Type" not in response.headers
 
-    @pytest.mark.parametrize(
-        "header",
-        ['"1"', 'W/"1"', "2", '"2', "", '"02"', '" 2"', "W/2", '"2x"', "**", '"*"', 'w"2', 'w/"2"', 'x"2"', '"1" "2"'],
-    )
-    async def test_an_etag_that_does_not_match_is_200(self, client: httpx.AsyncClient, path: str, header: str) -> None:
-        response = await client.get(path, headers={"If-None-Match": header})
-        assert (response.status_code, response.json()["id"]) == (200, 1)
+    async def test_an_etag_that_does_not_match_is_200(self, client: httpx.AsyncClient, path: str) -> None:
+        for header in (*OTHERS, *MALFORMED, 'W/"1"', 'w"2'):
+            response = await client.get(path, headers={"If-None-Match": header})
+            assert (response.status_code, response.json()["id"]) == (200, 1), header
 
     async def test_repeated_headers_are_one_list(self, client: httpx.AsyncClient, path: str) -> None:
         response = await client.get(path, headers=[("If-None-Match", '"1"'), ("If-None-Match", '"2"')])
@@ -72,22 +73,18 @@ class TestIfNoneMatch:
     async def test_a_missing_hero_is_404(self, client: httpx.AsyncClient) -> None:
         assert (await client.get("/heroes/9", headers={"If-None-Match": "*"})).status_code == 404
 
-    @pytest.mark.parametrize("header", ['"2"', 'W/"2"', "*", '"1", "2"'])
-    async def test_a_write_with_the_current_etag_is_412(
-        self, client: httpx.AsyncClient, path: str, header: str
-    ) -> None:
-        for method, body in (("PATCH", {"age": 40}), ("PATCH", {}), ("DELETE", None)):
-            response = await client.request(method, path, json=body, headers={"If-None-Match": header})
-            assert response.status_code == 412, (method, body)
-            assert response.json() == {"detail": "An ETag in If-None-Match matches the resource's current version."}
+    async def test_a_write_with_the_current_etag_is_412(self, client: httpx.AsyncClient, path: str) -> None:
+        for header in (*CURRENT, 'W/"2"'):
+            for method, body in WRITES:
+                response = await client.request(method, path, json=body, headers={"If-None-Match": header})
+                assert response.status_code == 412, (header, method, body)
+                assert response.json() == {"detail": "An ETag in If-None-Match matches the resource's current version."}
         assert (await client.get(path)).json()["age"] == 31
 
-    @pytest.mark.parametrize("header", ['"1"', 'W/"3"', "", '"x"', f'"{"9" * 40}"', '"9223372036854775808"'])
-    async def test_a_write_without_the_current_etag_succeeds(
-        self, client: httpx.AsyncClient, path: str, header: str
-    ) -> None:
-        headers = {"If-None-Match": header}
-        assert (await client.patch(path, json={}, headers=headers)).status_code == 200
+    async def test_a_write_without_the_current_etag_succeeds(self, client: httpx.AsyncClient, path: str) -> None:
+        for header in (*OTHERS, 'W/"3"'):
+            response = await client.patch(path, json={}, headers={"If-None-Match": header})
+            assert response.status_code == 200, header
         assert (await client.patch(path, json={"name": "x"}, headers={"If-None-Match": '"1"'})).status_code == 200
         assert (await client.delete(path, headers={"If-None-Match": '"2"'})).status_code == 200
 
@@ -96,8 +93,8 @@ class TestIfNoneMatch:
         assert (await client.delete(path, headers={"If-None-Match": others})).status_code == 412
 
     async def test_its_412_is_not_blamed_on_an_if_match_that_holds(self, client: httpx.AsyncClient, path: str) -> None:
-        for method, body in (("PATCH", {"age": 40}), ("PATCH", {}), ("DELETE", None)):
-            headers = {"If-Match": '"2"', "If-None-Match": "*"}
+        headers = {"If-Match": '"2"', "If-None-Match": "*"}
+        for method, body in WRITES:
             response = await client.request(method, path, json=body, headers=headers)
             assert response.status_code == 412
             assert response.json() == {"detail": "An ETag in If-None-Match matches the resource's current version."}
@@ -108,47 +105,35 @@ class TestIfNoneMatch:
             assert response.status_code == 404
 
 
-MALFORMED_LISTS = ['w/"2"', 'x"2"', '"2"x', '"1" "2"', '"a b"2"c d"', 'garbage "2"', '"2", garbage']
-
-
 class TestIfMatch:
-    @pytest.mark.parametrize("header", ['"2"', "*", '"1", "2"', '"x",,"2"', 'W/"1","2"'])
-    async def test_a_patch_with_the_current_etag_succeeds(
-        self, client: httpx.AsyncClient, path: str, header: str
-    ) -> None:
-        response = await client.patch(path, json={"age": 40}, headers={"If-Match": header})
-        assert (response.status_code, response.json()["age"], response.headers["ETag"]) == (200, 40, '"3"')
+    async def test_a_patch_with_the_current_etag_succeeds(self, client: httpx.AsyncClient, path: str) -> None:
+        for version, header in enumerate(['"2"', "*", '"1", "4"', '"x",,"5"', 'W/"1","6"'], start=2):
+            response = await client.patch(path, json={"age": version}, headers={"If-Match": header})
+            assert (response.status_code, response.json()["age"]) == (200, version), header
+            assert response.headers["ETag"] == f'"{version + 1}"'
 
-    @pytest.mark.parametrize(
-        "header", ['"1"', 'W/"2"', "2", '"2', "", '"02"', "**", '"*"', f'"{"9" * 40}"', '"-2"', "x", *MALFORMED_LISTS]
-    )
-    async def test_a_write_without_the_current_etag_is_412(
-        self, client: httpx.AsyncClient, path: str, header: str
-    ) -> None:
-        for method, body in (("PATCH", {"age": 40}), ("PATCH", {}), ("DELETE", None)):
-            response = await client.request(method, path, json=body, headers={"If-Match": header})
-            assert response.status_code == 412, (method, body)
-            assert response.json() == {
-                "detail": "The resource has changed: no ETag in If-Match matches its current version."
-            }
+    async def test_a_write_without_the_current_etag_is_412(self, client: httpx.AsyncClient, path: str) -> None:
+        for header in (*OTHERS, *MALFORMED, 'W/"2"', '"-2"'):
+            for method, body in WRITES:
+                response = await client.request(method, path, json=body, headers={"If-Match": header})
+                assert response.status_code == 412, (header, method, body)
+                assert response.json() == {
+                    "detail": "The resource has changed: no ETag in If-Match matches its current version."
+                }
         assert (await client.get(path)).json()["age"] == 31
 
-    @pytest.mark.parametrize("header", ['"1"', 'W/"2"', "", f'"{"9" * 40}"', *MALFORMED_LISTS])
-    async def test_a_read_without_the_current_etag_is_412(
-        self, client: httpx.AsyncClient, path: str, header: str
-    ) -> None:
-        for method in ("GET", "HEAD"):
-            headers = {"If-Match": header, "If-None-Match": '"2"'}  # If-Match comes first
-            assert (await client.request(method, path, headers=headers)).status_code == 412
+    async def test_a_read_without_the_current_etag_is_412(self, client: httpx.AsyncClient, path: str) -> None:
+        for header in (*OTHERS, *MALFORMED, 'W/"2"'):
+            for method in ("GET", "HEAD"):
+                headers = {"If-Match": header, "If-None-Match": '"2"'}  # If-Match comes first
+                assert (await client.request(method, path, headers=headers)).status_code == 412, header
 
-    @pytest.mark.parametrize("header", ['"2"', "*", '"1", "2"'])
-    async def test_a_read_with_the_current_etag_succeeds(
-        self, client: httpx.AsyncClient, path: str, header: str
-    ) -> None:
-        assert (await client.get(path, headers={"If-Match": header})).json()["id"] == 1
-        assert (await client.head(path, headers={"If-Match": header})).status_code == 200
-        headers = {"If-Match": header, "If-None-Match": '"2"'}
-        assert (await client.get(path, headers=headers)).status_code == 304
+    async def test_a_read_with_the_current_etag_succeeds(self, client: httpx.AsyncClient, path: str) -> None:
+        for header in CURRENT:
+            assert (await client.get(path, headers={"If-Match": header})).json()["id"] == 1
+            assert (await client.head(path, headers={"If-Match": header})).status_code == 200
+            headers = {"If-Match": header, "If-None-Match": '"2"'}
+            assert (await client.get(path, headers=headers)).status_code == 304
 
     async def test_a_version_may_have_19_digits(self, client: httpx.AsyncClient, url: URL, path: str) -> None:
         await asyncio.to_thread(execute, url, f"UPDATE hero SET version = {2**63 - 2}")
@@ -183,29 +168,26 @@ def test_a_412_names_if_match_also_if_the_row_has_got_that_version_in_the_meanti
     assert "no ETag in If-Match" in PreconditionFailed(2, Headers({"If-Match": '"2"'})).detail
 
 
-async def test_one_of_fifty_patches_with_the_same_etag_succeeds(url: URL) -> None:
-    async with running(create_app(Settings(database_url=url))) as client:
+async def test_one_of_fifty_patches_with_the_same_etag_succeeds(client: httpx.AsyncClient) -> None:
+    path = (await client.post("/heroes/", json=HERO)).headers["Location"]
+    responses = await asyncio.gather(
+        *(client.patch(path, json={"age": age}, headers={"If-Match": '"1"'}) for age in range(50))
+    )
+    assert sorted(response.status_code for response in responses) == [200, *[412] * 49]
+    (winner,) = [response for response in responses if response.status_code == 200]
+    current = await client.get(path)
+    assert (current.content, current.headers["ETag"]) == (winner.content, '"2"')
+
+
+async def test_one_of_several_patches_and_deletes_with_the_same_etag_succeeds(client: httpx.AsyncClient) -> None:
+    for _ in range(10):
         path = (await client.post("/heroes/", json=HERO)).headers["Location"]
+        headers = {"If-Match": '"1"'}
         responses = await asyncio.gather(
-            *(client.patch(path, json={"age": age}, headers={"If-Match": '"1"'}) for age in range(50))
+            client.patch(path, json={"age": 1}, headers=headers),
+            client.delete(path, headers=headers),
+            client.patch(path, json={"age": 2}, headers=headers),
+            client.delete(path, headers=headers),
         )
-        statuses = sorted(response.status_code for response in responses)
-        assert statuses == [200, *[412] * 49]
-        (winner,) = [response for response in responses if response.status_code == 200]
-        current = await client.get(path)
-        assert (current.content, current.headers["ETag"]) == (winner.content, '"2"')
-
-
-async def test_one_of_several_patches_and_deletes_with_the_same_etag_succeeds(url: URL) -> None:
-    async with running(create_app(Settings(database_url=url))) as client:
-        for _ in range(20):
-            path = (await client.post("/heroes/", json=HERO)).headers["Location"]
-            headers = {"If-Match": '"1"'}
-            responses = await asyncio.gather(
-                client.patch(path, json={"age": 1}, headers=headers),
-                client.delete(path, headers=headers),
-                client.patch(path, json={"age": 2}, headers=headers),
-                client.delete(path, headers=headers),
-            )
-            assert [response.status_code for response in responses].count(200) == 1
-            assert {response.status_code for response in responses} <= {200, 404, 412}
+        assert [response.status_code for response in responses].count(200) == 1
+        assert {response.status_code for response in responses} <= {200, 404, 412}
