@@ -1,5 +1,6 @@
 """FastAPI's own features work with the sessions and the routers of this project."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
@@ -9,6 +10,7 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
+import uvicorn
 from fastapi import (
     APIRouter,
     BackgroundTasks,
@@ -45,11 +47,10 @@ from app.sessions import (
     get_sessionmaker,
 )
 from app.settings import Settings
-from tests.support.app_client import running
+from tests.support.app_client import listening, running
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND, RUSTY_MAN
 from tests.support.processes import ROOT, run
-from tests.support.service import running_service
 
 # Every operation of heroes, in an order in which each succeeds on an empty database.
 OPERATIONS: list[tuple[str, str, Any]] = [
@@ -61,7 +62,6 @@ OPERATIONS: list[tuple[str, str, Any]] = [
     ("PATCH", "/heroes/1", {"age": 30}),
     ("DELETE", "/heroes/1", None),
 ]
-operations = pytest.mark.parametrize(("method", "path", "body"), OPERATIONS, ids=[" ".join(o[:2]) for o in OPERATIONS])
 
 SessionOverride = Callable[[], AsyncIterator[AsyncSession]]
 
@@ -260,11 +260,11 @@ class TestAppDependencies:
         monkeypatch.setattr(main, "FastAPI", partial(FastAPI, dependencies=[Depends(require_key)]))
         return create_app(Settings(database_url=url))
 
-    @operations
-    def test_they_guard_every_operation(self, guarded: FastAPI, method: str, path: str, body: Any) -> None:
+    def test_they_guard_every_operation(self, guarded: FastAPI) -> None:
         with TestClient(guarded) as client:
-            assert client.request(method, path, json=body).status_code == 401
-            assert client.request(method, f"{path.rstrip('/')}", json=body).status_code == 401
+            for method, path, body in OPERATIONS:
+                for spelling in (path, path.rstrip("/")):
+                    assert client.request(method, spelling, json=body).status_code == 401, (method, spelling)
             assert client.get("/heroes/", headers=KEY).json() == []
 
     def test_they_let_every_operation_pass_that_satisfies_them(self, guarded: FastAPI) -> None:
@@ -306,12 +306,13 @@ class TestMounts:
             client.base_url = client.base_url.join("/api")
             check_links(client, "/api")
 
-    def test_the_paths_in_responses_have_the_root_path_of_the_server(self, sqlite_url: URL, tmp_path: Path) -> None:
-        with (
-            running_service(sqlite_url, tmp_path / "log", "--root-path", "/api") as service,
-            httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client,
-        ):
-            check_links(client, "/api")
+    async def test_the_paths_in_responses_have_the_root_path_of_the_server(
+        self, sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(uvicorn, "Config", partial(uvicorn.Config, root_path="/api"))
+        async with listening(create_app(Settings(database_url=sqlite_url))) as port:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
+                await asyncio.to_thread(check_links, client, "/api")
 
     def test_a_sub_application_with_the_state_of_the_service_takes_its_sessions(self, app: FastAPI) -> None:
         sub_application = FastAPI()
@@ -330,13 +331,12 @@ class TestMounts:
         assert str(error.value) == NOT_OPEN
 
 
-@pytest.mark.parametrize(
-    ("method", "path", "body"), [*OPERATIONS, ("GET", "/readyz", None)], ids=lambda value: str(value)[:20]
-)
-def test_an_app_without_its_lifespan_says_so(app: FastAPI, method: str, path: str, body: Any) -> None:
-    with pytest.raises(RuntimeError) as error:
-        TestClient(app).request(method, path, json=body)
-    assert str(error.value) == NOT_OPEN
+def test_an_app_without_its_lifespan_says_so(sqlite_url: URL) -> None:
+    client = TestClient(create_app(Settings(database_url=sqlite_url)))
+    for method, path, body in [*OPERATIONS, ("GET", "/readyz", None)]:
+        with pytest.raises(RuntimeError) as error:
+            client.request(method, path, json=body)
+        assert str(error.value) == NOT_OPEN
 
 
 class TestOverrides:
@@ -415,13 +415,18 @@ def sync_teapot(_: Request, error: Exception) -> Response:
     return JSONResponse({"detail": type(error).__name__}, 418)
 
 
-@pytest.mark.parametrize("handler", [teapot, sync_teapot], ids=["async", "sync"])
-@pytest.mark.parametrize("kind", [Exception, LookupError, 500])
+@pytest.mark.parametrize(
+    ("kind", "handler"),
+    [(Exception, teapot), (Exception, sync_teapot), (500, teapot), (LookupError, sync_teapot)],
+    ids=["Exception", "Exception, sync", "500", "its class, sync"],
+)
 async def test_a_registered_exception_handler_is_called(
-    extended: FastAPI, kind: type[Exception] | int, handler: Callable[..., Any]
+    sqlite_url: URL, kind: type[Exception] | int, handler: Callable[..., Any]
 ) -> None:
-    extended.exception_handler(kind)(handler)
-    async with running(extended) as client:
+    app = create_app(Settings(database_url=sqlite_url))
+    app.include_router(router)
+    app.exception_handler(kind)(handler)
+    async with running(app) as client:
         response = await client.get("/sidekicks/broken")
         assert (response.status_code, response.json()) == (418, {"detail": "LookupError"})
 
@@ -519,12 +524,12 @@ def messages(error: BaseException | None) -> set[str]:
     return {str(error)}.union(*map(messages, (*grouped, error.__cause__)))
 
 
-@pytest.mark.parametrize("kind", ["lines", "events", "bytes"])
-def test_a_stream_that_uses_the_session_of_its_request_is_told_to_open_one(extended: FastAPI, kind: str) -> None:
+def test_a_stream_that_uses_the_session_of_its_request_is_told_to_open_one(extended: FastAPI) -> None:
     with TestClient(extended) as client:
-        with pytest.raises((ExceptionGroup, RuntimeError)) as error:
-            client.get(f"/sidekicks/{kind}-with-ended-session")
-        assert ENDED in messages(error.value)
+        for kind in ("lines", "events", "bytes"):
+            with pytest.raises((ExceptionGroup, RuntimeError)) as error:
+                client.get(f"/sidekicks/{kind}-with-ended-session")
+            assert ENDED in messages(error.value), kind
 
 
 def test_a_background_task_that_uses_the_session_of_its_request_is_told_to_open_one(extended: FastAPI) -> None:
@@ -535,35 +540,16 @@ def test_a_background_task_that_uses_the_session_of_its_request_is_told_to_open_
         assert client.get("/heroes/").json() == []
 
 
-@pytest.mark.parametrize(
-    ("path", "size", "status"),
-    [
-        ("/heroes/", 1_000_001, 413),
-        ("/heroes", 1_000_001, 413),
-        ("/heroes/batch", 1_000_001, 422),
-        ("/heroes/batch", 8_000_001, 413),
-    ],
-)
 def test_a_body_that_is_too_large_is_413_with_an_id_and_no_error_in_the_log(
-    app: FastAPI, path: str, size: int, status: int, caplog: pytest.LogCaptureFixture
+    app: FastAPI, caplog: pytest.LogCaptureFixture
 ) -> None:
     with TestClient(app) as client:
-        response = client.post(path, content=b"0" * size, headers={"X-Request-ID": "mine"})
-        assert (response.status_code, response.headers["X-Request-ID"]) == (status, "mine")
-        assert "ERROR" not in caplog.text
-
-
-@pytest.mark.parametrize(
-    ("method", "path", "status"),
-    [
-        ("PATCH", "/heroes/%7Bhero_id%7D", 422),
-        ("GET", "/heroes/%7Bhero_id%7D", 422),
-        ("GET", "/heroes/batch", 405),
-        ("PATCH", "/heroes/batch", 405),
-        ("DELETE", "/heroes/export", 405),
-        ("POST", "/heroes/export", 405),
-    ],
-)
-def test_a_path_is_an_id_or_one_of_two_words(app: FastAPI, method: str, path: str, status: int) -> None:
-    with TestClient(app) as client:
-        assert client.request(method, path, json={}).status_code == status
+        for path, size, status in [
+            ("/heroes/", 1_000_001, 413),
+            ("/heroes", 1_000_001, 413),
+            ("/heroes/batch", 1_000_001, 422),
+            ("/heroes/batch", 8_000_001, 413),
+        ]:
+            response = client.post(path, content=b"0" * size, headers={"X-Request-ID": "mine"})
+            assert (response.status_code, response.headers["X-Request-ID"]) == (status, "mine"), (path, size)
+    assert "ERROR" not in caplog.text

@@ -125,7 +125,7 @@ def test_a_websocket_has_the_spelling_of_its_route_alone() -> None:
 async def test_a_literal_segment_is_not_the_value_of_a_path_parameter(client: httpx.AsyncClient) -> None:
     for path in ("/heroes/batch", "/heroes/batch/", "/heroes/export/"):
         assert (await client.patch(path, json={})).status_code == 405
-    for path in ("/heroes/batches", "/heroes/exports", "/heroes/Batch"):
+    for path in ("/heroes/batches", "/heroes/exports", "/heroes/Batch", "/heroes/%7Bhero_id%7D"):
         assert (await client.get(path)).status_code == 422
 
 
