@@ -5,22 +5,19 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import URL, event
-from sqlalchemy.engine import Engine
+from sqlalchemy import URL
 
 from app.heroes.routes import MAX_BATCH, MAX_BATCH_SIZE
 from tests.support.heroes import DEADPOND
+from tests.support.lists import count
 from tests.support.sql import execute
+from tests.support.statements import recorded_statements
 
 
 def heroes(number: int) -> list[dict[str, Any]]:
     return [
         {"name": f"{count * 7919 % number}", "age": count % 5 or None, "secret_name": "x"} for count in range(number)
     ]
-
-
-async def count(client: httpx.AsyncClient) -> int:
-    return int((await client.get("/heroes/?count=exact&limit=0")).headers["X-Total-Count"])
 
 
 @pytest.mark.parametrize("number", [1, 2, MAX_BATCH])
@@ -45,16 +42,9 @@ async def test_the_response_is_the_same_json_as_the_list(client: httpx.AsyncClie
 
 
 async def test_the_largest_batch_is_one_statement(client: httpx.AsyncClient) -> None:
-    statements: list[str] = []
-
-    def record(*arguments: Any) -> None:
-        if not arguments[2].startswith("PRAGMA"):  # of what watches SQLite's file
-            statements.append(arguments[2])
-
     await client.post("/heroes/batch", json=[DEADPOND])
-    event.listen(Engine, "before_cursor_execute", record)
-    await client.post("/heroes/batch", json=heroes(MAX_BATCH))
-    event.remove(Engine, "before_cursor_execute", record)
+    with recorded_statements() as statements:
+        await client.post("/heroes/batch", json=heroes(MAX_BATCH))
     assert len(statements) == 1
 
 
@@ -66,10 +56,10 @@ async def test_an_invalid_hero_is_located_by_its_index_and_nothing_is_stored(cli
     assert await count(client) == 0
 
 
-@pytest.mark.parametrize("body", [[], heroes(MAX_BATCH + 1), {}, DEADPOND, None, [[]], [None], [DEADPOND, 1]])
-async def test_an_invalid_batch_is_422(client: httpx.AsyncClient, body: Any) -> None:
-    response = await client.post("/heroes/batch", json=body)
-    assert response.status_code == 422
+async def test_an_invalid_batch_is_422(client: httpx.AsyncClient) -> None:
+    bodies: list[Any] = [[], heroes(MAX_BATCH + 1), {}, DEADPOND, None, [[]], [None], [DEADPOND, 1]]
+    for body in bodies:
+        assert (await client.post("/heroes/batch", json=body)).status_code == 422, body
     assert await count(client) == 0
 
 

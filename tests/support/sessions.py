@@ -50,8 +50,8 @@ async def fetch_ages(url: URL) -> list[int | None]:
 
 
 async def add_heroes(url: URL, *ages: int | None) -> None:
-    for age in ages:
-        await run(url, f"INSERT INTO hero (name, secret_name, age) VALUES ('x', 'x', {'NULL' if age is None else age})")
+    rows = ", ".join(f"('x', 'x', {'NULL' if age is None else age})" for age in ages)
+    await run(url, f"INSERT INTO hero (name, secret_name, age) VALUES {rows}")
 
 
 def pools_of(sessionmaker: SessionMaker) -> set[ConnectionPool]:
