@@ -250,6 +250,12 @@ class TestColumns:
         assert chunks == [CHUNK, CHUNK, 1]
         assert len(set(map(id, opened))) == 3
 
+    async def test_every_page_but_the_last_has_a_link(self, client: httpx.AsyncClient, rows: Rows) -> None:
+        for sort in ("id", "created_at"):
+            page = await client.get(f"/items/?sort={sort}&limit={len(rows) - 1}")
+            last = await client.get(f"/items/?sort={sort}&limit={len(rows)}")
+            assert ("Link" in page.headers, "Link" in last.headers) == (True, False)
+
     async def test_a_page_is_one_statement(self, client: httpx.AsyncClient, rows: Rows) -> None:
         assert rows
         for path in ("/items/?limit=1", "/items/?sort=created_at&limit=1", "/items/?sort=created_at&offset=9"):

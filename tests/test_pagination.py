@@ -130,6 +130,15 @@ class TestLink:
         assert next_page(await client.get("/heroes/?limit=2&offset=1")) is None
         assert next_page(await client.get(f"/heroes/?offset={2**63 - 1}")) is None
 
+    async def test_a_page_by_offset_has_a_link_also_where_no_value_is_missing(self, client: httpx.AsyncClient) -> None:
+        await create(client, [{"name": "x", "age": age, "secret_name": "x"} for age in (1, 2, 3)])
+        assert next_page(await client.get("/heroes/?sort=age&offset=1&limit=1"))
+
+    async def test_no_row_is_missing_after_the_largest_page_or_a_larger_offset(self, client: httpx.AsyncClient) -> None:
+        heroes = await create(client, [{"name": "x", "age": age, "secret_name": "x"} for age in range(105)])
+        assert ids_of(await walk(client, "/heroes/?sort=age")) == ids_of(heroes)
+        assert ids_of((await client.get("/heroes/?sort=age&offset=102")).json()) == ids_of(heroes[102:])
+
     @pytest.mark.parametrize("path", ["/heroes", "/heroes/"])
     async def test_a_link_has_the_path_that_the_client_sent_and_not_its_host(
         self, client: httpx.AsyncClient, path: str

@@ -4,7 +4,6 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from random import Random
-from typing import Any
 
 import httpx
 import pytest
@@ -15,6 +14,7 @@ from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
+from tests.support.lists import Rows, ids_of, in_order, walk
 from tests.support.sql import execute
 
 SORTS = ["id", "-id", "name", "-name", "age", "-age"]
@@ -56,28 +56,6 @@ async def client(sparse_url: URL) -> AsyncIterator[httpx.AsyncClient]:
         yield client
 
 
-def ordered(rows: list[dict[str, Any]], sort: str) -> list[dict[str, Any]]:
-    """Order rows as a list in that sort has them: missing ages come last in both directions."""
-    field, descending = sort.removeprefix("-"), sort.startswith("-")
-    present = [row for row in rows if row[field] is not None]
-    missing = [row for row in rows if row[field] is None]
-    present.sort(key=lambda row: (row[field], row["id"]), reverse=descending)
-    missing.sort(key=lambda row: row["id"], reverse=descending)
-    return present + missing
-
-
-async def walk(client: httpx.AsyncClient, sort: str) -> list[dict[str, Any]]:
-    """List all heroes, page by page."""
-    rows: list[dict[str, Any]] = []
-    target = f"/heroes/?sort={sort}"
-    while target:
-        page = await client.get(target)
-        assert page.status_code == 200
-        rows += page.json()
-        target = page.links.get("next", {}).get("url", "")
-    return rows
-
-
 async def test_walks_and_exports_are_complete_and_in_order_under_inserts(client: httpx.AsyncClient) -> None:
     first = await client.get("/heroes/export")
     stay = {json.loads(line)["id"] for line in first.text.splitlines()}
@@ -88,18 +66,18 @@ async def test_walks_and_exports_are_complete_and_in_order_under_inserts(client:
         while not over.is_set():
             assert (await client.post("/heroes/", json=DEADPOND | {"age": 3})).status_code == 200
 
-    async def export() -> list[dict[str, Any]]:
+    async def export() -> Rows:
         return [json.loads(line) for line in (await client.get("/heroes/export")).text.splitlines()]
 
-    writers = [asyncio.create_task(write()) for _ in range(2)]
-    lists = [("id", await export())] + [(sort, await walk(client, sort)) for sort in SORTS]
+    writing = asyncio.create_task(write())
+    lists = [("id", await export())] + [(sort, await walk(client, f"/heroes/?sort={sort}")) for sort in SORTS]
     over.set()
-    await asyncio.gather(*writers)
+    await writing
     for sort, rows in lists:
-        ids = [row["id"] for row in rows]
-        assert len(set(ids)) == len(ids), sort
-        assert stay <= set(ids), sort
-        assert rows == ordered(rows, sort), sort
+        ids = set(ids_of(rows))
+        assert len(ids) == len(rows), sort
+        assert stay <= ids, sort
+        assert rows == in_order(rows, sort), sort
 
 
 async def test_each_hero_is_found_by_its_id_and_changed_and_deleted(client: httpx.AsyncClient) -> None:

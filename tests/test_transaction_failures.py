@@ -7,7 +7,6 @@ for deadlocks, and at isolation levels that the service does not use.
 import asyncio
 import json
 from collections.abc import AsyncIterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,11 +18,11 @@ from app.errors import PROBLEMS
 from app.keyset import CHUNK
 from app.main import create_app
 from app.settings import Settings
-from tests.support.app_client import running
+from tests.support.app_client import listening, running
 from tests.support.heroes import DEADPOND, RUSTY_MAN
 from tests.support.polling import wait_until_async
-from tests.support.raw_http import connections, request_head
-from tests.support.service import running_service
+from tests.support.processes import TIMEOUT
+from tests.support.raw_http import request_head
 from tests.support.sql import execute, fetch_value
 
 HEROES = CHUNK + 10
@@ -112,16 +111,16 @@ async def test_a_batch_whose_last_row_fails_stores_no_row(client: httpx.AsyncCli
     assert await asyncio.to_thread(fetch_value, failing_url, STORED) == before
 
 
-def test_a_failure_in_a_later_chunk_truncates_an_export(failing_url: URL, tmp_path: Path) -> None:
-    execute(failing_url, f"INSERT INTO failure VALUES ('40001', {CHUNK + 5})")
+async def test_a_failure_in_a_later_chunk_truncates_an_export(failing_url: URL) -> None:
+    await asyncio.to_thread(execute, failing_url, f"INSERT INTO failure VALUES ('40001', {CHUNK + 5})")
     # Rows are read in the order of the index then, as from a larger table: no further than a chunk needs.
     in_order = failing_url.update_query_dict({"options": "-c enable_sort=off"})
-    with running_service(in_order, tmp_path / "log") as service, connections(service.port, 1) as (connection,):
-        connection.settimeout(30)
-        connection.sendall(request_head("GET /heroes/export"))
-        received = b""
-        while chunk := connection.recv(1 << 20):
-            received += chunk
+    async with listening(create_app(Settings(database_url=in_order))) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(request_head("GET /heroes/export"))
+        async with asyncio.timeout(TIMEOUT):
+            received = await reader.read()
+        writer.close()
     head, _, body = received.partition(b"\r\n\r\n")
     assert b"200 OK" in head
     assert b'"id":1000}' in body
