@@ -85,7 +85,11 @@ async def wait_until_free(pool: ConnectionPool, size: int = 1) -> None:
 
 async def count_backends(server: URL, url: URL) -> Any:
     """Count the connections that Postgres has to a database."""
-    return await asyncio.to_thread(execute_autocommit, server, connections_to(url))
+    backends = (
+        f"SELECT count(*) FROM pg_stat_activity"
+        f" WHERE datname = '{url.database}' AND backend_type = 'client backend'"  # and not autovacuum
+    )
+    return await asyncio.to_thread(execute_autocommit, server, backends)
 
 
 async def wait_for_backends(server: URL, url: URL, count: int) -> None:

@@ -296,7 +296,7 @@ class TestAfterTheRequest:
         async with serving(postgres_url) as (_, sessionmaker):
             with suppress(DBAPIError):  # a transaction can't be rolled back meanwhile: an error of its own
                 async with sessionmaker(autocommit=autocommit) as session:
-                    sleeping = asyncio.create_task(session.scalar(text("SELECT pg_sleep(0.5)")))
+                    sleeping = asyncio.create_task(session.scalar(text("SELECT pg_sleep(20)")))
                     await wait_until_async(is_asleep)
             async with sessionmaker() as session, session.begin():
                 session.add(deadpond(age=1))

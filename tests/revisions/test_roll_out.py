@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import logging
 import signal
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import ExitStack
@@ -135,25 +134,6 @@ class TestUnderLoad:
                 async with client_of(worker) as client:
                     assert (await client.get("/heroes/1")).json()["power"] is None
         await asyncio.to_thread(load.assert_nothing_failed_or_was_lost)
-
-
-async def test_a_release_on_an_older_schema_reports_its_revision_and_serves_after_the_upgrade(
-    empty_url: URL, caplog: pytest.LogCaptureFixture
-) -> None:
-    caplog.set_level(logging.INFO)
-    await asyncio.to_thread(migrate, empty_url, f"{HEAD}-1")
-    async with running(create_app(Settings(database_url=empty_url))) as client:
-        need = f"this release needs {HEAD}: run 'alembic upgrade head'."
-        assert need in caplog.text
-        for method, path, body in [*OPERATIONS, ("GET", "/readyz", None)]:
-            refused = await client.request(method, path.format(1), json=body)
-            assert (refused.status_code, refused.headers["Retry-After"]) == (503, "1")
-            assert need in refused.json()["detail"]
-        await asyncio.to_thread(migrate, empty_url)
-        assert (await client.get("/readyz")).status_code == 200  # it queries the database now
-        answers = [await client.request(method, path.format(1), json=body) for method, path, body in OPERATIONS]
-        assert {answer.status_code for answer in answers} == {200}
-        assert "The database is ready." in caplog.text
 
 
 class Lock:
