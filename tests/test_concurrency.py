@@ -22,13 +22,13 @@ from app.database import ANSWER_TIMEOUT
 from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import listening, running
+from tests.support.backends import count_backends
 from tests.support.heroes import DEADPOND, DEADPOND_JSON
 from tests.support.locks import async_row_lock, async_write_lock
-from tests.support.polling import wait_until, wait_until_async
+from tests.support.polling import wait_until_async
 from tests.support.processes import free_port, render_url, server
 from tests.support.raw_http import begin_request, connections, read_response
 from tests.support.service import running_service
-from tests.support.sql import fetch_value
 
 ROUNDS = 25
 OPEN_FILES = 4096  # enough for a thousand connections
@@ -155,11 +155,10 @@ async def test_two_hundred_reset_connections_leak_no_database_connections_and_lo
     """They are reset while their statements wait for a lock."""
     port = free_port()
     changes = {"DATABASE_URL": render_url(postgres_url), "POOL_SIZE": "10"}
-    backends = (
-        f"SELECT count(*) FROM pg_stat_activity"
-        f" WHERE datname = '{postgres_url.database}' AND backend_type = 'client backend'"  # and not autovacuum
-    )
-    blocked = f"{backends} AND wait_event_type = 'Lock'"
+
+    async def are_blocked() -> bool:
+        return await count_backends(postgres, postgres_url, "wait_event_type = 'Lock'") == 5
+
     with (
         tempfile.TemporaryFile() as log,
         server("uvicorn", "app.main:app", "--port", str(port), port=port, changes=changes, output=log) as client,
@@ -169,15 +168,15 @@ async def test_two_hundred_reset_connections_leak_no_database_connections_and_lo
             with connections(port, 200) as clients:
                 for connection in clients:
                     send_patch(connection, path)
-                await asyncio.to_thread(wait_until, lambda: fetch_value(postgres, blocked) == 5)
+                await wait_until_async(are_blocked)
                 for connection in clients:  # close() then sends a reset
                     connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
             await asyncio.sleep(0.5)  # the service reacts to the resets, and must open no connections for them
-            assert await asyncio.to_thread(fetch_value, postgres, backends) <= 10 + 2  # the probe, and this test
+            assert await count_backends(postgres, postgres_url) <= 10 + 2  # the probe, and this test
         for _ in range(20):
             assert client.get(path).status_code == 200
         assert client.patch(path, json={"age": 8}).json()["age"] == 8
-        assert await asyncio.to_thread(fetch_value, postgres, backends) <= 10 + 1
+        assert await count_backends(postgres, postgres_url) <= 10 + 1
         log.seek(0)
         written = log.read().decode()
     for word in ("Traceback", "WARNING", "ERROR", "garbage", "never retrieved"):

@@ -26,8 +26,8 @@ from app.settings import Settings
 from app.urls import is_sqlite
 from tests.support.alembic_commands import migrate
 from tests.support.app_client import running
+from tests.support.backends import wait_until_asleep
 from tests.support.heroes import DEADPOND
-from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
 from tests.support.sql import execute, execute_autocommit
 
@@ -249,8 +249,7 @@ async def test_a_connection_that_the_server_closes_is_503(postgres_url: URL, pos
     async with serving(postgres_url, pool_size=1) as client:
         pid = (await client.post("/statements/", json=["SELECT pg_backend_pid()"])).json()[0]
         at_work = asyncio.create_task(status(client, "SELECT pg_sleep(20)"))
-        is_at_work = f"SELECT true FROM pg_stat_activity WHERE pid = {pid} AND query = 'SELECT pg_sleep(20)'"
-        await wait_until_async(lambda: asyncio.to_thread(execute_autocommit, postgres, is_at_work))
+        await wait_until_asleep(postgres, postgres_url)
         await asyncio.to_thread(execute_autocommit, postgres, f"SELECT pg_terminate_backend({pid}, 5000)")
         assert await at_work == 503
         assert await status(client, "SELECT 1") == 200

@@ -20,6 +20,7 @@ from app.pool import ConnectionPool
 from app.pooled_connection import PooledConnection
 from app.slots import PoolUnavailableError
 from app.urls import is_sqlite
+from tests.support.backends import count_backends, terminate_backends, wait_for_backends, wait_until_asleep
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
@@ -81,40 +82,6 @@ async def wait_until_free(pool: ConnectionPool, size: int = 1) -> None:
         return pool.free == size
 
     await wait_until_async(is_free)
-
-
-async def count_backends(server: URL, url: URL) -> Any:
-    """Count the connections that Postgres has to a database."""
-    backends = (
-        f"SELECT count(*) FROM pg_stat_activity"
-        f" WHERE datname = '{url.database}' AND backend_type = 'client backend'"  # and not autovacuum
-    )
-    return await asyncio.to_thread(execute_autocommit, server, backends)
-
-
-async def wait_for_backends(server: URL, url: URL, count: int) -> None:
-    """Wait until Postgres has so many connections to a database. It notices late that one is closed."""
-
-    async def are_as_many() -> bool:
-        return bool(await count_backends(server, url) == count)
-
-    await wait_until_async(are_as_many)
-
-
-async def terminate_backends(server: URL, url: URL) -> None:
-    """Let Postgres close all connections to a database."""
-    terminate = connections_to(url).replace("*", "pg_terminate_backend(pid, 5000)")
-    await asyncio.to_thread(execute_autocommit, server, terminate)
-
-
-async def wait_until_asleep(server: URL, url: URL) -> None:
-    """Wait until a connection to a database executes pg_sleep."""
-    asleep = f"{connections_to(url)} AND wait_event = 'PgSleep'"
-
-    async def is_asleep() -> Any:
-        return await asyncio.to_thread(execute_autocommit, server, asleep)
-
-    await wait_until_async(is_asleep)
 
 
 class TestQueue:
@@ -289,7 +256,7 @@ class TestConnections:
             assert await run(pool, COUNT) == 0
             with pytest.raises(SQLAlchemyError):
                 await sleeping
-            await wait_for_backends(postgres, postgres_url, 1)
+            await wait_for_backends(postgres, postgres_url, most=1)
 
     async def test_a_dead_connection_is_replaced_before_it_is_acquired(self, postgres: URL, postgres_url: URL) -> None:
         async with open_pool(postgres_url, size=3) as pool:
@@ -342,7 +309,7 @@ class TestConnections:
             pids = await asyncio.gather(*(run(pool, "SELECT pg_backend_pid() FROM pg_sleep(0.01)") for _ in range(40)))
             assert len(set(pids)) == 4
             assert await count_backends(postgres, postgres_url) == 4
-        await wait_for_backends(postgres, postgres_url, 0)
+        await wait_for_backends(postgres, postgres_url, most=0)
 
 
 class TestCancellation:
@@ -358,7 +325,7 @@ class TestCancellation:
                 assert sleeping.cancelled()
                 assert await run(pool, COUNT) == 0
                 assert pool.free == 1
-                await wait_for_backends(postgres, postgres_url, 1)
+                await wait_for_backends(postgres, postgres_url, most=1)
 
     async def test_a_time_limit_of_the_caller_is_its_own_error(self, url: URL) -> None:
         async def hurry() -> None:
@@ -389,7 +356,7 @@ class TestCancellation:
             await wait_until_free(pool, 2)
             assert await run(pool, COUNT) == 0
             if not is_sqlite(url):
-                await wait_for_backends(postgres, url, 1)
+                await wait_for_backends(postgres, url, most=1)
 
     async def test_the_first_connect_of_an_engine_can_be_cancelled_at_any_moment(self, url: URL, postgres: URL) -> None:
         for half_milliseconds in itertools.count():
@@ -409,7 +376,7 @@ class TestCancellation:
                 break
         gc.collect()  # a socket that is left open is a warning, and so an error
         if not is_sqlite(url):
-            await wait_for_backends(postgres, url, 0)
+            await wait_for_backends(postgres, url, most=0)
 
     async def test_cancellation_at_any_moment_leaves_no_lock_slot_or_connection(self, url: URL, postgres: URL) -> None:
         random = Random(1)  # noqa: S311 - it chooses a delay, not a secret
@@ -479,7 +446,7 @@ class TestClose:
                 await sleeping
             with pytest.raises(PoolUnavailableError):
                 await waiting
-            await wait_for_backends(postgres, postgres_url, 0)
+            await wait_for_backends(postgres, postgres_url, most=0)
 
     async def test_a_closed_sqlite_database_is_not_locked(self, sqlite_url: URL) -> None:
         async with open_pool(sqlite_url) as pool:

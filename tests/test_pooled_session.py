@@ -21,9 +21,9 @@ from app.pooled_session import AsyncPooledSession
 from app.sessions import SessionMaker
 from app.settings import Settings
 from app.urls import is_sqlite
+from tests.support.backends import wait_for_backends
 from tests.support.heroes import DEADPOND
 from tests.support.locks import async_write_lock
-from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
 from tests.support.sessions import (
     HEROES,
@@ -35,7 +35,7 @@ from tests.support.sessions import (
     run,
     serving,
 )
-from tests.support.sql import POOLER, connections_to, execute_autocommit
+from tests.support.sql import POOLER
 
 PID = text("SELECT pg_backend_pid()")
 
@@ -497,17 +497,4 @@ class TestCancellation:
                 async with asyncio.timeout(TIMEOUT):
                     await work(write, autocommit=True)
             if not is_sqlite(url):
-                await wait_for_backends(postgres, url, size + 1)  # one is the probe of the schema
-
-
-async def wait_for_backends(server: URL, url: URL, most: int) -> None:
-    """Wait until Postgres has no more connections to a database. It notices late that one is closed."""
-    backends = (
-        f"SELECT count(*) <= {most} FROM pg_stat_activity"
-        f" WHERE datname = '{url.database}' AND backend_type = 'client backend'"  # and not autovacuum
-    )
-
-    async def are_few() -> object:
-        return await asyncio.to_thread(execute_autocommit, server, backends)
-
-    await wait_until_async(are_few)
+                await wait_for_backends(postgres, url, most=size + 1)  # one is the probe of the schema

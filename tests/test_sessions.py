@@ -21,8 +21,8 @@ from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionDep
 from app.settings import Settings
 from app.urls import is_sqlite
 from tests.support.app_client import running
+from tests.support.backends import wait_until_asleep
 from tests.support.heroes import DEADPOND
-from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
 from tests.support.sessions import (
     HEROES,
@@ -33,7 +33,6 @@ from tests.support.sessions import (
     run,
     serving,
 )
-from tests.support.sql import connections_to, execute_autocommit
 
 # What makes a COMMIT fail, after the statement itself has succeeded.
 FAILING_COMMIT = {
@@ -288,16 +287,11 @@ class TestAfterTheRequest:
     async def test_a_task_that_still_executes_shares_its_connection_with_nobody(
         self, postgres: URL, postgres_url: URL, *, autocommit: bool
     ) -> None:
-        asleep = f"{connections_to(postgres_url)} AND wait_event = 'PgSleep'"
-
-        async def is_asleep() -> object:
-            return await asyncio.to_thread(execute_autocommit, postgres, asleep)
-
         async with serving(postgres_url) as (_, sessionmaker):
             with suppress(DBAPIError):  # a transaction can't be rolled back meanwhile: an error of its own
                 async with sessionmaker(autocommit=autocommit) as session:
                     sleeping = asyncio.create_task(session.scalar(text("SELECT pg_sleep(20)")))
-                    await wait_until_async(is_asleep)
+                    await wait_until_asleep(postgres, postgres_url)
             async with sessionmaker() as session, session.begin():
                 session.add(deadpond(age=1))
                 await session.flush()

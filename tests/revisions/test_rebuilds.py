@@ -1,7 +1,6 @@
 """Rebuilds on SQLite: what a rebuilt table keeps, which rebuilds are refused, and the backup."""
 
 import os
-import re
 import shutil
 import sqlite3
 import sys
@@ -10,7 +9,6 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import cache
 from pathlib import Path
-from subprocess import CompletedProcess
 from tempfile import TemporaryDirectory
 from textwrap import indent
 from typing import NamedTuple
@@ -21,7 +19,7 @@ from alembic.config import Config
 from alembic.util import CommandError
 from sqlalchemy import URL
 
-from tests.support.alembic_commands import HEAD, try_alembic
+from tests.support.alembic_commands import HEAD
 from tests.support.processes import ROOT, render_url, run
 
 INI = ROOT / "alembic.ini"
@@ -205,10 +203,6 @@ def run_rebuild(file: Path, rebuild: Rebuild) -> None:
         upgrade(file, rebuild.end, ini)
 
 
-def try_upgrade(file: Path, ini: Path = INI) -> CompletedProcess[str]:
-    return try_alembic(url_of(file), "--config", str(ini), "upgrade", "head")
-
-
 def backups(file: Path) -> list[Path]:
     return sorted(file.parent.glob("*.bak"))
 
@@ -370,11 +364,9 @@ class TestRefused:
         with opened(first) as connection:
             connection.execute(before)
         found = dump(first)
-        result = try_upgrade(first)
-        assert result.returncode != 0
-        assert f"FAILED: {sentence}" in result.stdout
-        assert "Nothing was changed." in result.stdout
-        assert "Traceback" not in result.stdout
+        refusal = refusal_of(first)
+        assert refusal.startswith(sentence)
+        assert "Nothing was changed." in refusal
         assert dump(first) == found
 
     def test_a_revision_that_leaves_dangling_references_is_refused(self, first: Path) -> None:
@@ -383,12 +375,8 @@ class TestRefused:
             connection.execute("CREATE TABLE deed (hero_id INTEGER REFERENCES hero (id) ON DELETE CASCADE)")
             connection.execute("INSERT INTO deed VALUES (1), (2), (1), (NULL)")
         found = dump(first)
-        result = try_upgrade(first, revise(first.parent, 'op.execute("DELETE FROM hero WHERE id = 1")'))
-        assert result.returncode != 0
-        assert re.search(
-            r"FAILED: 2 rows of deed would refer to missing rows of hero\. Nothing was changed\.", result.stdout
-        )
-        assert "Traceback" not in result.stdout
+        refusal = refusal_of(first, revise(first.parent, 'op.execute("DELETE FROM hero WHERE id = 1")'))
+        assert refusal.startswith("2 rows of deed would refer to missing rows of hero. Nothing was changed.")
         assert dump(first) == found
 
     @pytest.mark.parametrize(
