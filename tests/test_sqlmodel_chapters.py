@@ -7,7 +7,7 @@ this project writes it: in an app made from its parts, with tables of its own.
 import asyncio
 import hashlib
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from typing import Annotated
 
@@ -24,8 +24,10 @@ from app.database import build_engine
 from app.main import open_sessionmaker
 from app.sessions import SessionDep, get_session
 from app.settings import Settings
+from app.urls import is_sqlite
 from tests.support.app_client import running
-from tests.support.sql import fetch_value, run_in_transaction
+from tests.support.databases import Databases
+from tests.support.sql import execute, fetch_value, run_in_transaction
 
 CHAPTERS = registry()  # else the tables would be among those of this project
 
@@ -174,16 +176,26 @@ async def delete_hero(hero_id: int, session: SessionDep) -> dict[str, bool]:
     return {"ok": True}
 
 
-@pytest.fixture
-def chapters_url(url: URL) -> URL:
+@pytest.fixture(scope="module")
+def tables_url(databases: Databases) -> Iterator[URL]:
     """A database at head, but with the tables above, of which one takes the place of one of this project's."""
 
     def replace_tables(connection: Connection) -> None:
         connection.execute(text("DROP TABLE hero"))
         CHAPTERS.metadata.create_all(connection)
 
+    url = databases.migrated()
     run_in_transaction(url, replace_tables)
-    return url
+    yield url
+    databases.drop(url)
+
+
+@pytest.fixture
+def chapters_url(tables_url: URL) -> URL:
+    """It, without rows."""
+    empty = ("DELETE FROM hero", "DELETE FROM team")
+    execute(tables_url, *(empty if is_sqlite(tables_url) else ("TRUNCATE hero, team RESTART IDENTITY",)))
+    return tables_url
 
 
 @pytest.fixture
