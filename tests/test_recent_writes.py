@@ -1,6 +1,5 @@
 """A client that has just written is told so by a cookie, if there is a replica. Here none answers."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -17,9 +16,9 @@ from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionDep, Sessi
 from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
+from tests.support.backends import count_backends
 from tests.support.heroes import DEADPOND
 from tests.support.processes import free_port
-from tests.support.sql import connections_to, execute_autocommit
 
 COOKIE = "recent_write=1; Max-Age=6; Path=/; HttpOnly; SameSite=Lax"
 
@@ -143,5 +142,4 @@ async def test_without_a_replica_no_cookie_is_set(url: URL) -> None:
 async def test_without_a_replica_and_on_one_host_no_server_is_watched(postgres: URL, postgres_url: URL) -> None:
     async with running(create_app(Settings(database_url=postgres_url))) as client:
         assert (await client.get("/readyz")).status_code == 200
-        connections = connections_to(postgres_url)
-        assert await asyncio.to_thread(execute_autocommit, postgres, connections) == 1  # that of the probes
+        assert await count_backends(postgres, postgres_url) == 1  # that of the probes

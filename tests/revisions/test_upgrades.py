@@ -8,7 +8,6 @@ import signal
 import sqlite3
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack, ExitStack, closing, contextmanager
 from dataclasses import dataclass
@@ -32,8 +31,9 @@ from tests.revisions.tutorial import tutorial_ddl
 from tests.support.alembic_commands import HEAD, SCRIPT, alembic, migrate, try_alembic
 from tests.support.app_client import running
 from tests.support.databases import Databases
+from tests.support.polling import wait_until
 from tests.support.processes import BIN, ROOT, TIMEOUT, environment, render_url, run
-from tests.support.sql import describe_schema, execute, run_in_transaction
+from tests.support.sql import describe_schema, execute, fetch_value, run_in_transaction
 
 INI = "docs/rename/alembic.ini"
 RENAME = ("-c", INI, "upgrade")
@@ -123,17 +123,6 @@ def held_migration_lock(url: URL) -> Iterator[Callable[[], None]]:
         yield release
 
 
-def wait_until(happened: Callable[[], object]) -> None:
-    deadline = time.monotonic() + TIMEOUT
-    while not happened():
-        assert time.monotonic() < deadline, "timed out"
-        time.sleep(0.05)
-
-
-def ask(url: URL, question: str) -> Any:
-    return run_in_transaction(url, lambda connection: connection.scalar(text(question)))
-
-
 def heroes(url: URL) -> list[Any]:
     question = text("SELECT id, name, age, secret_name FROM hero ORDER BY id")
     found: list[Any] = run_in_transaction(url, lambda connection: connection.execute(question).all())
@@ -141,7 +130,7 @@ def heroes(url: URL) -> list[Any]:
 
 
 def revision_of(url: URL) -> str:
-    return str(ask(url, "SELECT version_num FROM alembic_version"))
+    return str(fetch_value(url, "SELECT version_num FROM alembic_version"))
 
 
 def times_run(said: str, script: ScriptDirectory) -> dict[str, int]:
@@ -262,14 +251,7 @@ class TestConcurrentUpgrades:
 
 @pytest.mark.slow
 class TestKilled:
-    @pytest.mark.parametrize(
-        "number",
-        [
-            signal.SIGKILL,
-            pytest.param(signal.SIGTERM, marks=pytest.mark.slow),
-            pytest.param(signal.SIGINT, marks=pytest.mark.slow),
-        ],
-    )
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
     def test_an_upgrade_that_is_killed_while_it_waits_for_a_table_releases_its_locks(
         self, half_postgres_url: URL, tmp_path: Path, number: signal.Signals
     ) -> None:
@@ -277,8 +259,8 @@ class TestKilled:
         with open_transaction(url, "LOCK TABLE hero") as release:
             long_timeouts = {"MIGRATION_LOCK_TIMEOUT": "300", "MIGRATION_STATEMENT_TIMEOUT": "300"}
             with started(url, tmp_path / "killed", COMMAND, "upgrade", "head", **long_timeouts) as killed:
-                wait_until(lambda: ask(url, WAITING) == 1)
-                assert ask(url, HOLDING) == 1
+                wait_until(lambda: fetch_value(url, WAITING) == 1)
+                assert fetch_value(url, HOLDING) == 1
                 killed.process.send_signal(number)
                 assert killed.end()[0] != 0
             settings = {"MIGRATION_LOCK_TIMEOUT": "0.1", "MIGRATION_TIMEOUT": "30"}
@@ -289,7 +271,7 @@ class TestKilled:
         assert status == 0, said
         assert revision_of(url) == HEAD
 
-    @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGTERM, marks=pytest.mark.slow)])
+    @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
     def test_an_upgrade_that_is_killed_while_it_writes_to_a_file_releases_its_lock(
         self, sqlite_databases: Databases, tmp_path: Path, number: signal.Signals
     ) -> None:
@@ -311,17 +293,10 @@ class TestKilled:
             assert killed.end()[0] == -number
         said = alembic(url, "upgrade", "head", MIGRATION_TIMEOUT="5")
         assert times_run(said, SCRIPT) == each_once(SCRIPT, after="0001")
-        assert ask(url, "PRAGMA integrity_check") == "ok"
+        assert fetch_value(url, "PRAGMA integrity_check") == "ok"
         assert heroes(url) == before
 
-    @pytest.mark.parametrize(
-        ("number", "step"),
-        [
-            ("SIGKILL", 13),
-            pytest.param("SIGKILL", 7, marks=pytest.mark.slow),
-            pytest.param("SIGINT", 11, marks=pytest.mark.slow),
-        ],
-    )
+    @pytest.mark.parametrize(("number", "step"), [("SIGKILL", 7), ("SIGINT", 11)])
     def test_after_a_kill_at_any_point_the_next_upgrade_gives_the_same_result(
         self, empty_url: URL, tmp_path: Path, number: str, step: int
     ) -> None:
@@ -346,15 +321,15 @@ class TestKilled:
             open_transaction(postgres_url, "UPDATE hero SET age = 49 WHERE age = 48") as release,
             started(postgres_url, tmp_path / "log", COMMAND, *RENAME, "rename_3") as killed,
         ):
-            wait_until(lambda: ask(postgres_url, is_valid) is False)
+            wait_until(lambda: fetch_value(postgres_url, is_valid) is False)
             killed.process.kill()
             killed.end()
-            wait_until(lambda: ask(postgres_url, HOLDING) == 0)  # the server has noticed the kill
+            wait_until(lambda: fetch_value(postgres_url, HOLDING) == 0)  # the server has noticed the kill
             release()
-        assert ask(postgres_url, is_valid) is False
+        assert fetch_value(postgres_url, is_valid) is False
         said = alembic(postgres_url, *RENAME, "rename_6")
         assert "The index ix_hero_alias exists, left by an interrupted build: rebuilding it." in said
-        assert ask(postgres_url, is_valid) is True
+        assert fetch_value(postgres_url, is_valid) is True
         assert revision_of(postgres_url) == "rename_6"
 
 
@@ -414,10 +389,10 @@ class TestBlocked:
         with open_transaction(importer, "LOCK TABLE hero IN ROW EXCLUSIVE MODE"):
             result = try_alembic(postgres_url, *arguments, MIGRATION_TIMEOUT="1")
         assert_refused(result, "Gave up after 1 s: still blocked by a lock", "(imports)")
-        assert ask(postgres_url, IS_VALID.format("ix_own")) is False
+        assert fetch_value(postgres_url, IS_VALID.format("ix_own")) is False
         assert "The build left the invalid index ix_own: the next upgrade rebuilds it." in result.stdout
         upgrade_in_process(postgres_url, "own", tmp_path / "alembic.ini")
-        assert ask(postgres_url, IS_VALID.format("ix_own")) is True
+        assert fetch_value(postgres_url, IS_VALID.format("ix_own")) is True
 
     def test_a_statement_that_times_out_is_rolled_back(self, half_postgres_url: URL) -> None:
         url = half_postgres_url
@@ -440,7 +415,7 @@ class TestBlocked:
 
 @pytest.mark.slow
 class TestFailures:
-    @pytest.mark.parametrize("revision", [pytest.param("rename_1", marks=pytest.mark.slow), "rename_2", "rename_3"])
+    @pytest.mark.parametrize("revision", ["rename_1", "rename_2", "rename_3"])
     def test_a_lost_connection_is_reported_in_one_sentence(
         self, postgres_url: URL, tmp_path: Path, revision: str
     ) -> None:
@@ -452,8 +427,8 @@ class TestFailures:
             open_transaction(postgres_url, "UPDATE hero SET age = 49"),
             started(postgres_url, tmp_path / "log", COMMAND, *RENAME, revision, **long_timeouts) as upgrade,
         ):
-            wait_until(lambda: ask(postgres_url, WAITING) == 1)
-            ask(postgres_url, WAITING.replace("count(*)", "pg_terminate_backend(pid)"))
+            wait_until(lambda: fetch_value(postgres_url, WAITING) == 1)
+            fetch_value(postgres_url, WAITING.replace("count(*)", "pg_terminate_backend(pid)"))
             status, said = upgrade.end()
         assert status != 0
         assert "terminating connection due to administrator command" in said
