@@ -22,6 +22,7 @@ from tests.support.app_client import running
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
 from tests.support.polling import wait_until, wait_until_async
+from tests.support.processes import TIMEOUT
 from tests.support.raw_http import connections, read_response, send_post
 from tests.support.service import running_service
 from tests.support.sql import execute
@@ -182,9 +183,11 @@ def test_a_shutdown_while_it_connects_leaves_no_thread_that_outlives_the_loop(
     sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     connect = sqlite3.connect
+    connecting = threading.Event()
     errors: list[object] = []
 
     def connect_slowly(*arguments: Any, **options: Any) -> sqlite3.Connection:
+        connecting.set()
         time.sleep(0.1)
         connection: sqlite3.Connection = connect(*arguments, **options)
         return connection
@@ -192,7 +195,7 @@ def test_a_shutdown_while_it_connects_leaves_no_thread_that_outlives_the_loop(
     async def start_and_stop() -> None:
         app = create_app(Settings(database_url=sqlite_url))
         async with app.router.lifespan_context(app):
-            await asyncio.sleep(0.02)  # the connection is being opened
+            await asyncio.to_thread(connecting.wait, TIMEOUT)
 
     monkeypatch.setattr(sqlite3, "connect", connect_slowly)
     monkeypatch.setattr(threading, "excepthook", errors.append)
