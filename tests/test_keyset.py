@@ -353,13 +353,12 @@ class TestCursor:
             statuses.add(response.status_code)
         assert statuses == {200, 422}
 
-    @pytest.mark.parametrize(
-        ("name", "value"),
-        [("created_at", "x"), ("day", "2026-13-01"), ("active", 5), ("price", "x"), ("weight", "x"), ("key", "x"),
-         ("status", "3 open"), ("name", 5), ("id", "5"), ("id", True), ("name", None), ("id", None)],
-    )  # fmt: skip
-    async def test_a_value_of_another_type_is_refused(self, client: httpx.AsyncClient, name: str, value: Any) -> None:
-        cursor = encode(Position(value, 1), fingerprint(name, {}))
-        response = await client.get("/items/", params={"sort": name, "cursor": cursor})
-        assert response.status_code == 422
-        assert response.json()["detail"][0]["type"] == "cursor"
+    async def test_a_value_of_another_type_is_refused(self, client: httpx.AsyncClient) -> None:
+        others: list[tuple[str, Any]] = [
+            *(("created_at", "x"), ("day", "2026-13-01"), ("active", 5), ("price", "x"), ("weight", "x"), ("key", "x")),
+            *(("status", "3 open"), ("name", 5), ("id", "5"), ("id", True), ("name", None), ("id", None)),
+        ]
+        for name, value in others:
+            cursor = encode(Position(value, 1), fingerprint(name, {}))
+            response = await client.get("/items/", params={"sort": name, "cursor": cursor})
+            assert (response.status_code, response.json()["detail"][0]["type"]) == (422, "cursor"), (name, value)
