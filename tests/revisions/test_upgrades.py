@@ -198,11 +198,11 @@ class TestConcurrentUpgrades:
         assert revision_of(empty_url) == "rename_7"
 
     @pytest.mark.slow
-    def test_eight_command_lines_at_once_run_each_revision_once(self, empty_url: URL, tmp_path: Path) -> None:
+    def test_four_command_lines_at_once_run_each_revision_once(self, empty_url: URL, tmp_path: Path) -> None:
         log = tmp_path / "log"
         with ExitStack() as stack:
-            upgrades = [stack.enter_context(started(empty_url, log, COMMAND, "upgrade", "head")) for _ in range(8)]
-            assert [upgrade.end()[0] for upgrade in upgrades] == [0] * 8
+            upgrades = [stack.enter_context(started(empty_url, log, COMMAND, "upgrade", "head")) for _ in range(4)]
+            assert [upgrade.end()[0] for upgrade in upgrades] == [0] * 4
         assert times_run(log.read_text(), SCRIPT) == each_once(SCRIPT)
         assert revision_of(empty_url) == HEAD
 
