@@ -24,7 +24,7 @@ from tests.support.backends import count_backends, terminate_backends, wait_for_
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
-from tests.support.sql import connections_to, execute_autocommit, fetch_value
+from tests.support.sql import execute_autocommit, fetch_value
 
 INSERT = "INSERT INTO hero (name, secret_name) VALUES ('Deadpond', 'Dive Wilson')"
 COUNT = "SELECT count(*) FROM hero"

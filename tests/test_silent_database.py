@@ -17,12 +17,13 @@ from app.main import create_app
 from app.schema import TIME_LIMIT
 from app.settings import Settings
 from tests.support.app_client import running
+from tests.support.backends import wait_for_backends
 from tests.support.heroes import DEADPOND
 from tests.support.polling import wait_until, wait_until_async
 from tests.support.processes import TIMEOUT
 from tests.support.relay import Relay, relay
 from tests.support.service import Service, running_service
-from tests.support.sql import connections_to, execute_autocommit
+from tests.support.sql import execute_autocommit
 
 pytestmark = pytest.mark.chaos
 
@@ -179,12 +180,11 @@ async def test_readiness_does_not_depend_on_connections_that_the_server_closes_w
     postgres: URL, postgres_url: URL
 ) -> None:
     url = postgres_url.update_query_dict({"options": "-c idle_session_timeout=100"})
-    backends = connections_to(postgres_url)
     async with running(create_app(Settings(database_url=url))) as client:
         for _ in range(4):
             assert (await client.get("/heroes/")).status_code == 200
             assert (await client.get("/readyz")).status_code == 200
-            await asyncio.to_thread(wait_until, lambda: execute_autocommit(postgres, backends) == 0)
+            await wait_for_backends(postgres, postgres_url, most=0)
 
 
 async def gather_heroes(client: httpx.AsyncClient, number: int) -> list[httpx.Response]:

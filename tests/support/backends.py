@@ -7,10 +7,15 @@ from sqlalchemy import URL
 from tests.support.polling import wait_until_async
 from tests.support.sql import execute_autocommit
 
+EMPTYING = "tests/support/databases.py"  # the application_name of those that empty databases, which are not counted
+
 
 def of_database(url: URL) -> str:
     """Return the end of a query for them."""
-    return f"FROM pg_stat_activity WHERE datname = '{url.database}' AND backend_type = 'client backend'"
+    return (
+        f"FROM pg_stat_activity WHERE datname = '{url.database}' AND backend_type = 'client backend'"
+        f" AND application_name <> '{EMPTYING}'"
+    )
 
 
 async def count_backends(server: URL, url: URL, condition: str = "true") -> int:

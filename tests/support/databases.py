@@ -14,8 +14,9 @@ from app.schema import read_revisions
 from app.urls import parse_url
 from migrations.distribute import distribute, distributed_tables, read_distribution
 from tests.support.alembic_commands import HEAD, migrate
+from tests.support.backends import EMPTYING
 from tests.support.processes import TIMEOUT
-from tests.support.sql import EMPTYING, execute, execute_autocommit, render_dsn, run_in_transaction
+from tests.support.sql import execute, execute_autocommit, render_dsn, run_in_transaction
 
 # All that a test can change of a Postgres database but its rows: what ANALYZE has found is in pg_class.
 # A table that has grown keeps its size, and the plans that fit it.

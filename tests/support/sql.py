@@ -13,9 +13,6 @@ from app.database import build_engine
 # What the service expects behind a Postgres URL, unless a test passes the setting: `make test-pooler` sets it.
 POOLER = os.environ.get("DATABASE_POOLER")
 
-# The application_name of the connections that empty databases between tests.
-EMPTYING = "tests/support/databases.py"
-
 
 def run_in_transaction(url: URL, work: Callable[[Connection], Any]) -> Any:
     """Call a function with a connection in a transaction, commit, and return what the function returned."""
@@ -54,13 +51,6 @@ def execute_autocommit(url: URL, statement: str) -> object:
 def render_dsn(url: URL) -> str:
     """Return the URL of a database on Postgres as asyncpg takes it."""
     return url.set(drivername="postgresql").render_as_string(hide_password=False)
-
-
-def connections_to(url: URL) -> str:
-    """Return the query that counts the connections to a database on Postgres, but the one that empties it."""
-    return (
-        f"SELECT count(*) FROM pg_stat_activity WHERE datname = '{url.database}' AND application_name <> '{EMPTYING}'"
-    )
 
 
 def describe_schema(url: URL) -> dict[str, Any]:
