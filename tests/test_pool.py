@@ -356,7 +356,7 @@ class TestCancellation:
             await wait_until_free(pool, 2)
             assert await run(pool, COUNT) == 0
             if not is_sqlite(url):
-                await wait_for_backends(postgres, url, most=1)
+                await wait_for_backends(postgres, url, most=2)
 
     async def test_the_first_connect_of_an_engine_can_be_cancelled_at_any_moment(self, url: URL, postgres: URL) -> None:
         for half_milliseconds in itertools.count():
