@@ -2,7 +2,9 @@
 
 import asyncio
 import logging
+import os
 import secrets
+import socket
 from collections.abc import Iterator
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -10,7 +12,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import URL, text
 
-from app.capacity import name_process
+from app.capacity import check_capacity, name_process
 from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import running
@@ -152,3 +154,38 @@ async def test_a_server_that_does_not_tell_its_limits_is_no_warning_and_no_error
     async with running(create_app(Settings(database_url=role_url, pool_size=1000))) as client:
         assert (await client.get("/readyz")).status_code == 200
     assert {record.name for record in caplog.records} <= {"app.access"}
+
+
+async def test_a_server_that_does_not_answer_in_time_is_no_warning_and_no_error(
+    postgres_url: URL, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.capacity.TIME_LIMIT", 0)
+    async with running(create_app(Settings(database_url=postgres_url, pool_size=1000))) as client:
+        assert (await client.get("/readyz")).status_code == 200
+    assert {record.name for record in caplog.records} <= {"app.access"}
+
+
+async def test_a_queue_that_is_full_is_no_warning_and_no_error(
+    postgres_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Settings(database_url=postgres_url, pool_size=2, queue_size=0))
+    async with running(app):
+        pool = app.state.sessionmaker.reads
+        async with pool.connection():
+            await check_capacity(pool.connection, "heroes-api", 1000)
+    assert not [record for record in caplog.records if record.name == "app.capacity"]
+
+
+async def test_two_limits_that_are_too_low_are_one_warning(
+    role_url: URL, postgres: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    for subject, name in (("ROLE", role_url.username), ("DATABASE", role_url.database)):
+        await asyncio.to_thread(execute_autocommit, postgres, f"ALTER {subject} {name} CONNECTION LIMIT {SIZE - 1}")
+    assert len(await warnings_at_start(role_url, postgres, caplog)) == 1
+
+
+async def test_a_connection_has_the_name_of_the_service_its_process_and_its_host(postgres_url: URL) -> None:
+    app = create_app(Settings(database_url=postgres_url))
+    async with running(app), app.state.sessionmaker() as session:
+        name = await session.scalar(text("SHOW application_name"))
+    assert name == f"heroes-api/{os.getpid()}@{socket.gethostname()}"[:63]
