@@ -175,6 +175,16 @@ class TestLink:
             created = await client.post("/heroes/", json={"name": "x", "secret_name": "x"})
             assert created.headers["Location"] == "/api/heroes/3"
 
+    async def test_a_page_of_the_maximum_length_is_full_and_has_a_link(self, client: httpx.AsyncClient) -> None:
+        await create(client, [{"name": "x", "age": 5, "secret_name": "x"}] * 101)
+        await create(client, [{"name": "x", "secret_name": "x"}])
+        for sort in ("age", "-age"):
+            first = await client.get(f"/heroes/?sort={sort}&limit=100")
+            assert [hero["age"] for hero in first.json()] == [5] * 100
+            link = next_page(first)
+            assert link
+            assert [hero["age"] for hero in await walk(client, link)] == [5, None]
+
 
 def forged(*parts: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
@@ -290,6 +300,19 @@ class TestDeclaration:
     def test_a_list_needs_an_id(self) -> None:
         with pytest.raises(TypeError, match="a list needs a column id"):
             KeysetPaginator(create_model("Thing", name=str), [self.TABLE.c.name], {})
+
+    def test_a_list_without_fields_or_without_filters_is_called_so(self) -> None:
+        with pytest.raises(TypeError, match="Query has the fields none, and its paginator the filters name"):
+
+            class Query(PageQuery):
+                paginator: ClassVar = self.paginator()
+
+        unfiltered = KeysetPaginator(create_model("Thing", id=int), [self.TABLE.c.id], {})
+        with pytest.raises(TypeError, match="Query has the fields name, and its paginator the filters none"):
+
+            class Query(PageQuery):  # type: ignore[no-redef]  # no class is left of the first
+                paginator: ClassVar = unfiltered
+                name: str | None = None
 
 
 class Writer:
