@@ -185,6 +185,15 @@ class TestLink:
             assert link
             assert [hero["age"] for hero in await walk(client, link)] == [5, None]
 
+    async def test_a_page_behind_a_large_offset_has_its_rows_and_a_link(self, client: httpx.AsyncClient) -> None:
+        await create(client, [{"name": "x", "age": 5, "secret_name": "x"}] * 103)
+        for sort, ids in (("age", [102, 103]), ("-age", [2, 1])):
+            page = await client.get(f"/heroes/?sort={sort}&offset=101&limit=1")
+            assert [hero["id"] for hero in page.json()] == ids[:1]
+            link = next_page(page)
+            assert link
+            assert [hero["id"] for hero in await walk(client, link)] == ids[1:]
+
 
 def forged(*parts: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(parts).encode()).decode().rstrip("=")
