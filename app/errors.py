@@ -24,7 +24,6 @@ from app.logs import Repetitions, describe_error
 from app.schema import SchemaUnavailableError
 from app.shutdown import ShuttingDownError
 from app.slots import PoolClosedError, PoolUnavailableError, QueueFullError, QueueTimeoutError
-from app.trailing_slash import other_spelling
 
 log = logging.getLogger(__name__)
 refusals = Repetitions(log, limit=1)
@@ -183,14 +182,15 @@ def respond(request: Request, status: int, detail: Any, headers: Mapping[str, st
 
 
 def allowed_methods(request: Request) -> list[str]:
-    """List the methods that a path supports, in either spelling and on whichever routes they are."""
-    path = request.scope["path"]
+    """List the methods that a path supports, on whichever routes they are.
+
+    Where only the other spelling has routes, the path of the scope is that one.
+    """
     found = {
         method
         for method in METHODS
-        for spelling in (path, other_spelling(path) or path)
         for route in request.app.routes
-        if route.matches({**request.scope, "path": spelling, "method": method})[0] is Match.FULL
+        if route.matches({**request.scope, "method": method})[0] is Match.FULL
     }
     return sorted(found | {"OPTIONS"} | ({"HEAD"} if "GET" in found else set()))
 

@@ -309,3 +309,12 @@ async def test_a_value_that_the_driver_can_not_encode_is_invalid(postgres_url: U
 def test_an_error_that_is_not_of_the_database_is_no_refusal() -> None:
     assert classify(ValueError()) is None
     assert classify(InvalidRequestError()) is None
+
+
+async def test_an_error_of_the_services_own_sql_is_logged_by_its_name(
+    url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with serving(url) as client:
+        assert await status(client, "SELECT * FROM nowhere") == 500
+    name = "OperationalError" if is_sqlite(url) else "ProgrammingError"
+    assert f"POST /statements/: unhandled {name}" in caplog.text

@@ -127,3 +127,18 @@ async def test_allow_lists_the_methods_that_are_not_405(client: httpx.AsyncClien
 
 async def test_options_of_a_path_that_no_route_has_is_404(client: httpx.AsyncClient) -> None:
     assert (await client.options("/nowhere")).status_code == 404
+
+
+async def test_allow_does_not_list_a_method_that_only_the_other_spelling_has(app: FastAPI) -> None:
+    @app.get("/rows")
+    async def list_rows() -> None: ...
+
+    @app.post("/rows/")
+    async def create_row() -> None: ...
+
+    async with running(app) as client:
+        for path, allowed in (("/rows", "GET, HEAD, OPTIONS"), ("/rows/", "OPTIONS, POST")):
+            assert (await client.options(path)).headers["Allow"] == allowed
+            for method in METHODS:
+                response = await client.request(method, path)
+                assert (response.status_code != 405) == (method in allowed.split(", ")), method
