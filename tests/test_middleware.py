@@ -1,6 +1,7 @@
 """Every request gets an id, HEAD is GET without the body, and an unhandled error is logged and answered once."""
 
 import asyncio
+import logging
 import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -95,6 +96,14 @@ class TestRequestID:
     async def test_each_request_without_an_id_gets_its_own(self, client: httpx.AsyncClient) -> None:
         ids = {(await client.get("/livez")).headers["X-Request-ID"] for _ in range(20)}
         assert len(ids) == 20
+
+    async def test_a_line_that_follows_a_request_does_not_have_its_id(
+        self, client: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        caplog.handler.addFilter(RequestFilter())
+        await client.get("/livez", headers={"X-Request-ID": "x"})
+        logging.getLogger("later").warning("What follows is in the same task.")
+        assert "request_id" not in vars(caplog.records[-1])
 
 
 class TestPath:
