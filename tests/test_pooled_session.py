@@ -20,11 +20,12 @@ from app.pool import ConnectionPool
 from app.pooled_session import AsyncPooledSession
 from app.sessions import SessionMaker
 from app.settings import Settings
-from app.urls import is_sqlite
+from app.slots import QueueFullError
+from app.urls import is_sqlite, parse_url
 from tests.support.backends import wait_for_backends
 from tests.support.heroes import DEADPOND
 from tests.support.locks import async_write_lock
-from tests.support.processes import TIMEOUT
+from tests.support.processes import TIMEOUT, free_port
 from tests.support.sessions import (
     HEROES,
     add_heroes,
@@ -498,3 +499,54 @@ class TestCancellation:
                     await work(write, autocommit=True)
             if not is_sqlite(url):
                 await wait_for_backends(postgres, url, most=size + 1)  # one is the probe of the schema
+
+
+NOWHERE = "postgresql://postgres@127.0.0.1:{}/postgres"
+
+
+class TestFallback:
+    @pytest.mark.parametrize("statement", [select(HEROES.c.age), select(Hero)], ids=["core", "orm"])
+    async def test_what_can_not_be_connected_to_is_read_from_the_fallback(
+        self, postgres_url: URL, statement: Any
+    ) -> None:
+        engine = build_engine(parse_url(NOWHERE.format(free_port())), {})
+        await add_heroes(postgres_url, 1)
+        async with serving(postgres_url, pool_size=2) as (_, sessionmaker):
+            pool = ConnectionPool(engine, size=1, queue_size=0, queue_timeout=60, fallback=sessionmaker.reads)
+            async with AsyncPooledSession(pool=pool, autocommit=True, read=True) as session:
+                assert len((await session.exec(statement)).all()) == 1
+            assert pool.free == 1
+            await pool.close()
+            pool = ConnectionPool(engine, size=1, queue_size=0, queue_timeout=60)
+            async with AsyncPooledSession(pool=pool, autocommit=True, read=True) as session:
+                with pytest.raises(SQLAlchemyError):
+                    await session.exec(statement)
+            await pool.close()
+
+    async def test_who_waits_for_a_pool_that_is_terminated_reads_from_the_fallback(self, postgres_url: URL) -> None:
+        async with serving(postgres_url, pool_size=2) as (_, sessionmaker):
+            reads = sessionmaker.reads
+            pool = ConnectionPool(reads.engine, size=1, queue_size=1, queue_timeout=60, fallback=reads)
+            holder, waiter = (AsyncPooledSession(pool=pool, autocommit=True, read=True) for _ in range(2))
+            await holder.exec(select(Hero))
+            waiting = asyncio.create_task(waiter.exec(select(HEROES.c.id)))
+            await asyncio.sleep(0)
+            assert not pool.free
+            pool.terminate(opened_before=0)
+            assert (await waiting).all() == []
+            for session in (holder, waiter):
+                await session.finish()
+            await pool.close()
+
+    async def test_a_queue_that_is_full_does_not_lead_to_the_fallback(self, postgres_url: URL) -> None:
+        async with serving(postgres_url, pool_size=2) as (_, sessionmaker):
+            reads = sessionmaker.reads
+            pool = ConnectionPool(reads.engine, size=1, queue_size=0, queue_timeout=60, fallback=reads)
+            async with (
+                AsyncPooledSession(pool=pool, autocommit=True, read=True) as holder,
+                AsyncPooledSession(pool=pool, autocommit=True, read=True) as session,
+            ):
+                await holder.exec(select(Hero))
+                with pytest.raises(QueueFullError):
+                    await session.exec(select(HEROES.c.id))
+            await pool.close()

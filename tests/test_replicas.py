@@ -1,17 +1,24 @@
 """Whether a replica can be read from, by what heartbeats say of it and of the primary."""
 
+import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 
 import pytest
 from sqlalchemy import URL
 from sqlmodel import select
 
 from app.main import open_sessionmaker
-from app.replication import Replica
+from app.pool import ConnectionPool
+from app.replication import Heartbeat, Replica
 from app.sessions import SessionMaker
 from app.settings import Settings
+from app.urls import parse_url
+from tests.support.polling import wait_until_async
+from tests.support.processes import free_port
+from tests.support.sql import execute_autocommit
 
 MAX_LAG = 3
 LONG_AGO = 60.0  # seconds
@@ -155,3 +162,86 @@ async def test_a_replica_that_falls_behind_and_catches_up_is_logged_once_each(
         f"The replica is more than {MAX_LAG} s behind.",
         "The replica is up to date again.",
     ]
+
+
+Beats = list[tuple[float, int | None]]
+
+
+@asynccontextmanager
+async def beating(url: URL) -> AsyncIterator[Beats]:
+    """Run the heartbeat of a server for a block, in hundredths of a second."""
+    beats: Beats = []
+    async with open_sessionmaker(Settings(database_url=url)) as sessionmaker:
+        pool = ConnectionPool(sessionmaker.database.writes, size=1, queue_size=0, queue_timeout=60)
+        heartbeat = Heartbeat("primary", pool, set(), lambda asked_at, position: beats.append((asked_at, position)))
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("app.replication.INTERVAL", 0.01)
+            patch.setattr("app.replication.ANSWER_TIME", 0.1)
+            task = asyncio.create_task(heartbeat.run())
+            yield beats
+            task.cancel()
+            await asyncio.wait({task})
+
+        async def is_free() -> bool:
+            return pool.free == 1
+
+        await wait_until_async(is_free)
+        await pool.close()
+
+
+async def wait_for(beats: Beats, number: int) -> None:
+    """Wait until a server was asked so many times more."""
+    until = len(beats) + number
+
+    async def are_there() -> bool:
+        return len(beats) >= until
+
+    await wait_until_async(are_there)
+
+
+def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "app.replication"]
+
+
+async def test_a_heartbeat_tells_positions_and_a_connection_that_is_lost_is_no_silence(
+    postgres_url: URL, postgres: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, "app.replication")
+    lose = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
+    async with beating(postgres_url) as beats:
+        await wait_for(beats, 3)
+        assert await asyncio.to_thread(execute_autocommit, postgres, lose) == 1
+        await wait_for(beats, 3)
+    times, positions = zip(*beats, strict=True)
+    assert list(times) == sorted(times)
+    assert None not in positions
+    assert list(positions) == sorted(positions)
+    assert positions[0] > 0
+    assert messages(caplog) == ["The primary answers."]
+
+
+async def test_a_server_that_can_not_be_connected_to_is_silent_since_it_was_asked_first(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    before = time.monotonic()
+    async with beating(parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")) as beats:
+        await wait_for(beats, 3)
+    assert {position for _, position in beats} == {None}
+    assert len({since for since, _ in beats}) == 1
+    assert beats[0][0] >= before
+    (message,) = messages(caplog)
+    assert message.startswith("The primary does not answer. ")
+
+
+async def test_a_server_that_accepts_a_connection_and_says_nothing_is_silent(caplog: pytest.LogCaptureFixture) -> None:
+    writers: list[asyncio.StreamWriter] = []
+    server = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with beating(parse_url(f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable")) as beats:
+        await wait_for(beats, 1)
+        server.close()
+        for writer in writers:
+            writer.close()
+        await server.wait_closed()
+    assert beats[0][1] is None
+    assert messages(caplog) == ["The primary does not answer. TimeoutError: no connection within 0.1 s"]
