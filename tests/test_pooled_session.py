@@ -7,7 +7,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from sqlalchemy import URL, insert, text, update
+from sqlalchemy import URL, Integer, cast, func, insert, text, update
 from sqlalchemy.exc import DBAPIError, IntegrityError, InvalidRequestError, SQLAlchemyError
 from sqlalchemy.orm import registry, selectinload
 from sqlmodel import Field, Relationship, SQLModel, select
@@ -370,6 +370,12 @@ class TestAutocommit:
             await session.exec(update(HEROES).values(age=9))
             assert await fetch_ages(url) == [9]
 
+    async def test_a_core_statement_has_its_execution_options(self, sessionmaker: SessionMaker) -> None:
+        options = {"schema_translate_map": {None: "nowhere"}}
+        async with sessionmaker(autocommit=True) as session:
+            with pytest.raises(DBAPIError, match="nowhere"):
+                await session.exec(select(HEROES.c.id), execution_options=options)
+
     async def test_a_savepoint_outside_of_a_transaction_leaves_nothing(self, sessionmaker: SessionMaker) -> None:
         async with sessionmaker(autocommit=True) as session:
             with suppress(DBAPIError):  # Postgres refuses it
@@ -549,4 +555,26 @@ class TestFallback:
                 await holder.exec(select(Hero))
                 with pytest.raises(QueueFullError):
                     await session.exec(select(HEROES.c.id))
+            await pool.close()
+
+    async def test_an_error_of_the_statement_does_not_lead_to_the_fallback(
+        self, postgres: URL, postgres_url: URL
+    ) -> None:
+        async with serving(postgres_url, pool_size=2) as (_, sessionmaker):
+            engine = build_engine(postgres, {})
+            pool = ConnectionPool(engine, size=1, queue_size=0, queue_timeout=60, fallback=sessionmaker.reads)
+            is_fallback = cast(func.current_database() != postgres.database, Integer)
+            async with AsyncPooledSession(pool=pool, autocommit=True, read=True) as session:
+                with pytest.raises(DBAPIError, match="division by zero"):
+                    await session.exec(select(1 / is_fallback))
+            await pool.close()
+
+    async def test_a_connection_that_is_lost_leads_to_the_fallback(self, postgres: URL, postgres_url: URL) -> None:
+        lose = select(func.pg_terminate_backend(func.pg_backend_pid()))
+        async with serving(postgres_url, pool_size=2) as (_, sessionmaker):
+            engine = build_engine(postgres, {})
+            pool = ConnectionPool(engine, size=1, queue_size=0, queue_timeout=60, fallback=sessionmaker.reads)
+            async with AsyncPooledSession(pool=pool, autocommit=True, read=True) as session:
+                elsewhere = func.current_database() == postgres.database
+                assert (await session.exec(lose.where(elsewhere))).all() == []
             await pool.close()
