@@ -135,6 +135,13 @@ class TestIfMatch:
             headers = {"If-Match": header, "If-None-Match": '"2"'}
             assert (await client.get(path, headers=headers)).status_code == 304
 
+    async def test_a_412_names_if_match_first(self, client: httpx.AsyncClient, path: str) -> None:
+        for excluded in ('"2"', '"8"', "*"):
+            headers = {"If-Match": '"9"', "If-None-Match": excluded}
+            response = await client.patch(path, json={"age": 1}, headers=headers)
+            assert response.status_code == 412
+            assert "no ETag in If-Match" in response.json()["detail"]
+
     async def test_a_version_may_have_19_digits(self, client: httpx.AsyncClient, url: URL, path: str) -> None:
         await asyncio.to_thread(execute, url, f"UPDATE hero SET version = {2**63 - 2}")
         headers = {"If-Match": f'"{2**63 - 2}"'}

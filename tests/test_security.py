@@ -14,6 +14,7 @@ import httpx
 import pytest
 from fastapi import APIRouter, FastAPI
 from sqlalchemy import URL, text
+from starlette.types import Receive, Scope, Send
 
 from app import logs, security
 from app.errors import PROBLEMS
@@ -296,6 +297,13 @@ class TestLog:
         assert READ_TOKEN not in caplog.text.split()
         assert not any(each.digest.hex() in caplog.text for each in TOKENS)
 
+    async def test_the_first_refusal_is_logged_at_once(
+        self, anyone: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        await anyone.get("/heroes/1")
+        messages = [record.getMessage() for record in caplog.records if record.name == "app.security"]
+        assert messages == ["GET /heroes/{hero_id}: refused: no token"]
+
     async def test_a_service_without_tokens_says_once_that_others_can_reach_it(
         self, sqlite_url: URL, caplog: pytest.LogCaptureFixture
     ) -> None:
@@ -309,6 +317,17 @@ class TestLog:
             sentence = "Everyone who can connect to 10.0.0.5 may read and write: set TOKENS or TOKENS_FILE."
             for host in ("10.0.0.5", "10.0.0.5", "10.0.0.6", "127.0.0.1"):
                 assert await warnings(host) == [sentence]
+
+    async def test_a_service_on_a_unix_socket_has_no_address(
+        self, app: FastAPI, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        async def handle_without_address(scope: Scope, receive: Receive, send: Send) -> None:
+            await app({**scope, "server": None}, receive, send)
+
+        transport = httpx.ASGITransport(handle_without_address, raise_app_exceptions=False)
+        async with running(app), httpx.AsyncClient(transport=transport, base_url="http://heroes.test") as client:
+            assert (await client.get("/heroes/")).status_code == 200
+        assert not [record for record in caplog.records if record.name == "app.security"]
 
     async def test_a_service_with_tokens_says_nothing_about_its_address(
         self, anyone: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
