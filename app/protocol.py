@@ -48,10 +48,10 @@ class StrictHTTPProtocol(HttpToolsProtocol):
             raise HttpParserError("A request has one Host.")
         if self.parser.should_upgrade():
             self.ignore_upgrade()
-            return
-        super().on_headers_complete()
-        self.headers = []  # for trailers; the request keeps its own
-        if self.scope["http_version"] == "1.0":
+        else:
+            super().on_headers_complete()
+            self.headers = []  # for trailers; the request keeps its own
+        if self.scope["http_version"] == "1.0" and self.cycle is not None:  # as in ignore_upgrade
             self.cycle.send = without_chunks(self.cycle)  # type: ignore[assignment,method-assign]  # its only hook
 
     def ignore_upgrade(self) -> None:

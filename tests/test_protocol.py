@@ -249,6 +249,11 @@ class TestHTTP10:
         with_length = f"content-length: {len(body)}".encode() in head
         assert with_length != start.startswith("OPTIONS")
 
+    def test_an_upgrade_gets_no_chunks_either(self, connection: socket.socket, hero: int) -> None:
+        head, body = self.request(connection, "GET /heroes/export", "Connection: Upgrade", "Upgrade: h2c")
+        assert head.startswith(b"HTTP/1.1 200")
+        assert hero in [json.loads(line)["id"] for line in body.splitlines()]
+
     @pytest.mark.parametrize("path", ["/heroes/", "/heroes/export"])
     def test_head_has_no_body(self, connection: socket.socket, path: str) -> None:
         head, body = self.request(connection, f"HEAD {path}")
