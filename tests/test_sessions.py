@@ -392,3 +392,16 @@ class TestResponse:
                 await client.delete("/heroes/1")
         hero = '{"name":"Deadpond","age":%s,"id":1}'
         assert seen == [f"[{hero % 'null'}]", f"[{hero % 7}]", "[]"]
+
+
+async def test_an_app_that_has_stopped_has_no_connection(postgres_url: URL, postgres: URL) -> None:
+    backends = f"SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
+
+    async def are_gone() -> object:
+        return await asyncio.to_thread(execute_autocommit, postgres, backends)
+
+    async with running(create_app(Settings(database_url=postgres_url))) as client:
+        assert (await client.get("/heroes/")).status_code == 200
+        assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
+        assert not await are_gone()
+    await wait_until_async(are_gone)  # Postgres notices late
