@@ -16,9 +16,9 @@ from app.replication import Heartbeat, Replica
 from app.sessions import SessionMaker
 from app.settings import Settings
 from app.urls import parse_url
+from tests.support.backends import count_backends, terminate_backends
 from tests.support.polling import wait_until_async
 from tests.support.processes import free_port
-from tests.support.sql import execute_autocommit
 
 MAX_LAG = 3
 LONG_AGO = 60.0  # seconds
@@ -207,10 +207,10 @@ async def test_a_heartbeat_tells_positions_and_a_connection_that_is_lost_is_no_s
     postgres_url: URL, postgres: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, "app.replication")
-    lose = f"SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
     async with beating(postgres_url) as beats:
         await wait_for(beats, 3)
-        assert await asyncio.to_thread(execute_autocommit, postgres, lose) == 1
+        assert await count_backends(postgres, postgres_url) == 1
+        await terminate_backends(postgres, postgres_url)
         await wait_for(beats, 3)
     times, positions = zip(*beats, strict=True)
     assert list(times) == sorted(times)

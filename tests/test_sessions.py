@@ -21,7 +21,7 @@ from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionDep
 from app.settings import Settings
 from app.urls import is_sqlite
 from tests.support.app_client import running
-from tests.support.backends import wait_until_asleep
+from tests.support.backends import count_backends, wait_for_backends, wait_until_asleep
 from tests.support.heroes import DEADPOND
 from tests.support.processes import TIMEOUT
 from tests.support.sessions import (
@@ -395,13 +395,8 @@ class TestResponse:
 
 
 async def test_an_app_that_has_stopped_has_no_connection(postgres_url: URL, postgres: URL) -> None:
-    backends = f"SELECT count(*) = 0 FROM pg_stat_activity WHERE datname = '{postgres_url.database}'"
-
-    async def are_gone() -> object:
-        return await asyncio.to_thread(execute_autocommit, postgres, backends)
-
     async with running(create_app(Settings(database_url=postgres_url))) as client:
         assert (await client.get("/heroes/")).status_code == 200
         assert (await client.post("/heroes/", json=DEADPOND)).status_code == 200
-        assert not await are_gone()
-    await wait_until_async(are_gone)  # Postgres notices late
+        assert await count_backends(postgres, postgres_url) > 0
+    await wait_for_backends(postgres, postgres_url, most=0)
