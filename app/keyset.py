@@ -147,7 +147,7 @@ class KeysetPaginator:
         return self.columns[name]
 
     def _cut(self, lines: str, sort: str, limit: int) -> Page:
-        if lines.count("\n") < limit or not lines:
+        if lines.count("\n") < limit:
             return Page(lines, None)
         lines, _, _ = lines.rpartition("\n")  # the row behind the page
         if not limit:

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import (
     APIRouter,
     BackgroundTasks,
@@ -306,11 +305,8 @@ class TestMounts:
             client.base_url = client.base_url.join("/api")
             check_links(client, "/api")
 
-    async def test_the_paths_in_responses_have_the_root_path_of_the_server(
-        self, sqlite_url: URL, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(uvicorn, "Config", partial(uvicorn.Config, root_path="/api"))
-        async with listening(create_app(Settings(database_url=sqlite_url))) as port:
+    async def test_the_paths_in_responses_have_the_root_path_of_the_server(self, sqlite_url: URL) -> None:
+        async with listening(create_app(Settings(database_url=sqlite_url)), root_path="/api") as port:
             with httpx.Client(base_url=f"http://127.0.0.1:{port}") as client:
                 await asyncio.to_thread(check_links, client, "/api")
 

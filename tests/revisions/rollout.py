@@ -2,7 +2,6 @@
 
 import asyncio
 import itertools
-import shutil
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,12 +26,6 @@ SEED = (
     " SELECT 'seed', i % 100, 'x' FROM number"
 )
 CREATED = text(f"SELECT id, age FROM hero WHERE id > {SEED_ROWS}")
-
-
-def copy_project(folder: Path) -> Path:
-    """Copy the code that serves and migrates, to be edited into another release."""
-    ignore = shutil.ignore_patterns(".*", "*.db*", "__pycache__", "bench", "docs", "tests")
-    return Path(shutil.copytree(ROOT, folder / "release", ignore=ignore))
 
 
 @contextmanager

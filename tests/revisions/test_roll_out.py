@@ -18,12 +18,13 @@ from app.main import create_app
 from app.schema import read_revisions
 from app.sessions import SessionDep
 from app.settings import Settings
-from tests.revisions.rollout import Load, copy_project, two_workers
+from tests.revisions.rollout import Load, two_workers
 from tests.support.alembic_commands import HEAD, SCRIPT, alembic, migrate
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
+from tests.support.project import copy_project
 from tests.support.service import Service, running_service
 from tests.support.sql import execute, run_in_transaction
 
@@ -83,7 +84,7 @@ class TestUnderLoad:
         self, empty_url: URL, tmp_path: Path
     ) -> None:
         """Its code is the current one, which does not need the newest indexes and the table of keys."""
-        project = copy_project(tmp_path)
+        project = copy_project(tmp_path / "release", "bench", "docs", "tests")
         for step in SCRIPT.iterate_revisions(HEAD, "0004"):
             (project / "migrations/versions" / Path(step.path).name).unlink()
         await asyncio.to_thread(migrate, empty_url, "0004")
@@ -109,7 +110,7 @@ class TestUnderLoad:
     async def test_workers_are_replaced_one_by_one_by_a_release_with_another_column(
         self, url: URL, tmp_path: Path
     ) -> None:
-        project = copy_project(tmp_path)
+        project = copy_project(tmp_path / "release", "bench", "docs", "tests")
         models = project / "app/heroes/models.py"
         age = '    age: int | None = Field(default=None, description="The age in years, if it is known.")\n'
         assert models.read_text().count(age) == 1

@@ -3,7 +3,6 @@
 import asyncio
 import os
 import re
-import shutil
 import signal
 import sqlite3
 import subprocess
@@ -33,6 +32,7 @@ from tests.support.app_client import running
 from tests.support.databases import Databases
 from tests.support.polling import wait_until
 from tests.support.processes import BIN, ROOT, TIMEOUT, environment, render_url, run
+from tests.support.project import copy_project
 from tests.support.sql import describe_schema, execute, fetch_value, run_in_transaction
 
 INI = "docs/rename/alembic.ini"
@@ -505,8 +505,7 @@ class TestRefused:
     def test_an_upgrade_that_is_not_committed_fails(
         self, postgres_databases: Databases, tmp_path: Path, target: str
     ) -> None:
-        project = tmp_path / "project"
-        shutil.copytree(ROOT, project, ignore=shutil.ignore_patterns(".*", "*.db*"))
+        project = copy_project(tmp_path / "project")
         for step in SCRIPT.iterate_revisions(HEAD, "0002"):  # online operations among them would commit
             (project / "migrations/versions" / Path(step.path).name).unlink()
         env = project / "migrations/env.py"

@@ -28,9 +28,10 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
 
 
 @asynccontextmanager
-async def listening(app: FastAPI) -> AsyncIterator[int]:
+async def listening(app: FastAPI, *, root_path: str = "") -> AsyncIterator[int]:
     """Serve the app on a port with the protocol of `make run`, in this process, so that its log can be read."""
-    config = uvicorn.Config(app, port=(port := free_port()), http=StrictHTTPProtocol, ws="none", log_config=None)
+    port = free_port()
+    config = uvicorn.Config(app, port=port, http=StrictHTTPProtocol, ws="none", log_config=None, root_path=root_path)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
     while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
