@@ -356,7 +356,8 @@ class TestPurge:
     async def test_concurrent_purges_do_not_deadlock(self, postgres_url: URL) -> None:
         """Each of the keys takes over an expired one, and purges others that the next request wants to take over."""
         await asyncio.to_thread(add_expired, postgres_url, 300)
-        async with running(create_app(Settings(database_url=postgres_url, pool_size=40))) as client:
+        settings = Settings(database_url=postgres_url, pool_size=40, queue_timeout=60)  # for slow machines
+        async with running(create_app(settings)) as client:
             keys = [f"old{number % 100}" for number in range(300)]
             responses = await asyncio.gather(*(post(client, "/heroes/", HERO, key) for key in keys))
             assert {response.status_code for response in responses} == {200}
