@@ -11,6 +11,7 @@ import pytest
 from fastapi import FastAPI
 from sqlalchemy import URL
 
+from app.log_config import RequestFilter
 from app.main import create_app
 from app.settings import Settings
 from app.urls import parse_url
@@ -136,6 +137,14 @@ async def client(url: URL) -> AsyncIterator[httpx.AsyncClient]:
     """A client for the running app on a migrated database."""
     async with running(unchanged_app(url)) as client:
         yield client
+
+
+@pytest.fixture
+def request_ids(caplog: pytest.LogCaptureFixture) -> Iterator[None]:
+    """Records in caplog have the id of their request, as in the log of a service."""
+    caplog.handler.addFilter(request_filter := RequestFilter())
+    yield
+    caplog.handler.removeFilter(request_filter)
 
 
 def pytest_collection_finish() -> None:

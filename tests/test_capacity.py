@@ -15,11 +15,11 @@ from sqlalchemy import URL, text
 from app.capacity import check_capacity, name_process
 from app.main import create_app
 from app.settings import Settings
-from app.urls import parse_url
 from tests.support.app_client import running
 from tests.support.databases import DISCONNECT_OTHERS, Databases
+from tests.support.log_messages import messages_of
 from tests.support.polling import wait_until
-from tests.support.processes import free_port
+from tests.support.postgres_server import unreachable_url
 from tests.support.service import running_service
 from tests.support.sql import execute, execute_autocommit, fetch_value
 
@@ -60,7 +60,7 @@ async def warnings_at_start(
     with caplog.at_level(logging.WARNING):
         async with running(create_app(Settings(database_url=url, pool_size=pool_size))):
             assert await asyncio.to_thread(asked, server, url)
-    return [record.getMessage() for record in caplog.records if record.name == "app.capacity"]
+    return messages_of(caplog, "app.capacity")
 
 
 @pytest.mark.parametrize("limit", [SIZE - 1, SIZE])
@@ -197,9 +197,9 @@ async def test_of_a_replica_only_the_connection_that_watches_its_primary_counts(
     role_url: URL, postgres: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
     await asyncio.to_thread(execute_autocommit, postgres, f"ALTER ROLE {role_url.username} CONNECTION LIMIT {SIZE}")
-    replica_url = parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")
+    replica_url = unreachable_url()
     async with running(
         create_app(Settings(database_url=role_url, database_replica_url=replica_url, pool_size=POOL_SIZE))
     ):
-        (logged,) = [record.getMessage() for record in caplog.records if record.name == "app.capacity"]
+        (logged,) = messages_of(caplog, "app.capacity")
     assert f"1 processes x {SIZE + 1} connections + 0 of others" in logged

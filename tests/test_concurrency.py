@@ -24,6 +24,7 @@ from app.settings import Settings
 from tests.support.app_client import listening, running
 from tests.support.backends import count_backends
 from tests.support.heroes import DEADPOND, DEADPOND_JSON
+from tests.support.lists import count
 from tests.support.locks import async_row_lock, async_write_lock
 from tests.support.polling import wait_until_async
 from tests.support.processes import free_port, render_url, server
@@ -39,7 +40,7 @@ Clients = tuple[httpx.AsyncClient, httpx.AsyncClient]
 @pytest.fixture
 async def clients(url: URL) -> AsyncIterator[Clients]:
     """Clients of two apps on one database, each with connections of its own, as two processes have."""
-    settings = Settings(database_url=url, queue_timeout=60, lock_timeout=60)  # for slow machines
+    settings = Settings(database_url=url, queue_timeout=60, lock_timeout=60, statement_timeout=60)  # for slow machines
     async with running(create_app(settings)) as one, running(create_app(settings)) as other:
         yield one, other
 
@@ -63,10 +64,6 @@ def unlimited_client(port: int) -> httpx.AsyncClient:
 async def create(client: httpx.AsyncClient) -> str:
     """Create a hero, and return its path."""
     return str((await client.post("/heroes/", json=DEADPOND)).headers["Location"])
-
-
-async def count(client: httpx.AsyncClient) -> int:
-    return int((await client.get("/heroes/?limit=0&count=exact")).headers["X-Total-Count"])
 
 
 async def test_concurrent_patch_and_delete_each_succeed_or_are_404(clients: Clients) -> None:
@@ -184,7 +181,7 @@ async def test_two_hundred_reset_connections_leak_no_database_connections_and_lo
 
 
 async def test_a_request_refused_by_a_full_queue_keeps_its_connection_alive(url: URL) -> None:
-    app = create_app(Settings(database_url=url, pool_size=1, queue_size=0))
+    app = create_app(Settings(database_url=url, pool_size=1, queue_size=0, lock_timeout=60, statement_timeout=60))
 
     def send_refused_requests(port: int) -> None:
         with closing(HTTPConnection("127.0.0.1", port)) as connection:

@@ -39,7 +39,7 @@ SESSION: list[tuple[str, str, dict[str, Any] | None]] = [
 
 
 @pytest.fixture(scope="session")  # a module runs once for each kind of database
-def tutorials(tmp_path_factory: pytest.TempPathFactory) -> list[httpx.Response]:
+def expected(tmp_path_factory: pytest.TempPathFactory) -> list[httpx.Response]:
     """The responses of the tutorial's own code."""
     port = free_port()
     command = ("uvicorn", "bench.contenders.tutorial:app", "--port", str(port))
@@ -49,14 +49,14 @@ def tutorials(tmp_path_factory: pytest.TempPathFactory) -> list[httpx.Response]:
 
 
 async def test_every_response_of_a_session_equals_the_tutorials(
-    tutorials: list[httpx.Response], client: httpx.AsyncClient
+    expected: list[httpx.Response], client: httpx.AsyncClient
 ) -> None:
-    for (method, path, body), expected in zip(SESSION, tutorials, strict=True):
+    for (method, path, body), of_tutorial in zip(SESSION, expected, strict=True):
         response = await client.request(method, path, json=body)
         assert (method, path, response.status_code, response.content) == (
             method,
             path,
-            expected.status_code,
-            expected.content,
+            of_tutorial.status_code,
+            of_tutorial.content,
         )
-        assert response.headers["Content-Type"] == expected.headers["Content-Type"]
+        assert response.headers["Content-Type"] == of_tutorial.headers["Content-Type"]

@@ -1,6 +1,7 @@
 """The command that distributes the tables refuses what it can't do. tests/test_citus.py has it on a cluster."""
 
 import asyncio
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -11,7 +12,7 @@ from app.urls import parse_url
 from migrations.distribute import distributed_tables, main
 from tests.support.alembic_commands import HEAD
 from tests.support.databases import Databases
-from tests.support.processes import free_port, render_url
+from tests.support.processes import free_port, render_url, run
 from tests.support.sql import execute
 
 
@@ -59,6 +60,13 @@ def test_a_database_that_does_not_answer_is_reported_in_one_line_without_its_pas
     reported = refusal(parse_url(f"postgresql://heroes:s3cret@127.0.0.1:{free_port()}/heroes"))
     assert len(reported.splitlines()) == 1
     assert "s3cret" not in reported
+
+
+@pytest.mark.slow
+def test_the_command_fails_with_one_line() -> None:
+    url = f"postgresql://heroes@127.0.0.1:{free_port()}/heroes"
+    result = run(sys.executable, "-m", "migrations.distribute", changes={"DATABASE_URL": url})
+    assert (result.returncode, len(result.stdout.splitlines())) == (1, 1)
 
 
 def test_a_table_is_distributed_by_a_column_of_its_primary_key() -> None:

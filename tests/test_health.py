@@ -14,6 +14,7 @@ from app.settings import Settings
 from app.urls import parse_url
 from tests.support.app_client import running
 from tests.support.polling import wait_until_async
+from tests.support.postgres_server import unreachable_url
 from tests.support.processes import TIMEOUT, free_port
 
 
@@ -40,7 +41,7 @@ async def test_a_service_with_a_database_is_alive_and_ready(client: httpx.AsyncC
 
 
 async def test_a_service_whose_database_refuses_connections_is_alive_and_not_ready() -> None:
-    url = parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/heroes")
+    url = unreachable_url()
     async with running(create_app(Settings(database_url=url))) as client:
         response = await client.get("/readyz")
         assert (response.status_code, response.headers["Retry-After"]) == (503, "1")

@@ -93,8 +93,8 @@ class TestFormat:
         assert not any("request_id" in record for record in logged if record["logger"].startswith("uvicorn"))
 
     @pytest.mark.slow
-    def test_migrations_log_in_the_format_of_the_service(self, empty_file: URL) -> None:
-        lines = alembic(empty_file, "upgrade", "head").splitlines()
+    def test_migrations_log_in_the_format_of_the_service(self, empty_url: URL) -> None:
+        lines = alembic(empty_url, "upgrade", "head").splitlines()
         assert any(" INFO alembic.runtime.migration: Running upgrade  -> " in line for line in lines)
         assert all(LINE.match(line) for line in lines)
 
@@ -168,8 +168,8 @@ class TestLevels:
         assert {record["logger"] for record in read_json((tmp_path / "log").read_text())} == loggers
 
     @pytest.mark.slow
-    def test_they_hold_for_migrations(self, empty_file: URL) -> None:
-        assert alembic(empty_file, "upgrade", "head", LOG_LEVEL="WARNING") == ""
+    def test_they_hold_for_migrations(self, empty_url: URL) -> None:
+        assert alembic(empty_url, "upgrade", "head", LOG_LEVEL="WARNING") == ""
 
     @pytest.mark.slow
     def test_the_option_of_uvicorn_keeps_its_meaning(self, sqlite_url: URL, tmp_path: Path) -> None:

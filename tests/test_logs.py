@@ -18,12 +18,12 @@ from app.logs import Repetitions, describe_error, describe_with_traceback
 from app.main import create_app
 from app.schema import Schema
 from app.settings import Settings
-from app.urls import parse_url
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
 from tests.support.locks import async_write_lock
+from tests.support.log_messages import messages_of
 from tests.support.polling import wait_until_async
-from tests.support.processes import free_port
+from tests.support.postgres_server import unreachable_url
 
 SECRET = "tvqzxkwj"
 
@@ -195,10 +195,6 @@ class TestDescriptions:
         assert "in fail" in describe_with_traceback(error)
 
 
-def messages_of(caplog: pytest.LogCaptureFixture, name: str) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == name]
-
-
 class TestRepetitions:
     @pytest.fixture(autouse=True)
     def short_interval(self, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -210,7 +206,7 @@ class TestRepetitions:
     ) -> None:
         monkeypatch.setattr(app.logs, "REPORT_INTERVAL", 1.5)  # on a busy machine rounds are some time apart
         monkeypatch.setattr(Schema, "require", AsyncMock())  # as if the schema had been current a moment ago
-        url = parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/heroes")
+        url = unreachable_url()
         async with running(create_app(Settings(database_url=url))) as client:
 
             async def has_ended() -> bool:

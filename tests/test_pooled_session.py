@@ -21,11 +21,12 @@ from app.pooled_session import AsyncPooledSession
 from app.sessions import SessionMaker
 from app.settings import Settings
 from app.slots import QueueFullError
-from app.urls import is_sqlite, parse_url
+from app.urls import is_sqlite
 from tests.support.backends import wait_for_backends
 from tests.support.heroes import DEADPOND
 from tests.support.locks import async_write_lock
-from tests.support.processes import TIMEOUT, free_port
+from tests.support.postgres_server import unreachable_url
+from tests.support.processes import TIMEOUT
 from tests.support.sessions import (
     HEROES,
     add_heroes,
@@ -507,15 +508,12 @@ class TestCancellation:
                 await wait_for_backends(postgres, url, most=size + 1)  # one is the probe of the schema
 
 
-NOWHERE = "postgresql://postgres@127.0.0.1:{}/postgres"
-
-
 class TestFallback:
     @pytest.mark.parametrize("statement", [select(HEROES.c.age), select(Hero)], ids=["core", "orm"])
     async def test_what_can_not_be_connected_to_is_read_from_the_fallback(
         self, postgres_url: URL, statement: Any
     ) -> None:
-        engine = build_engine(parse_url(NOWHERE.format(free_port())), {})
+        engine = build_engine(unreachable_url(), {})
         await add_heroes(postgres_url, 1)
         async with serving(postgres_url, pool_size=2) as (_, sessionmaker):
             pool = ConnectionPool(engine, size=1, queue_size=0, queue_timeout=60, fallback=sessionmaker.reads)

@@ -14,11 +14,10 @@ from app.main import create_app
 from app.recent_writes import may_read_replica
 from app.sessions import AutocommitSessionDep, ReadSessionDep, SessionDep, SessionMakerDep
 from app.settings import Settings
-from app.urls import parse_url
 from tests.support.app_client import running
 from tests.support.backends import count_backends
 from tests.support.heroes import DEADPOND
-from tests.support.processes import free_port
+from tests.support.postgres_server import unreachable_url
 
 COOKIE = "recent_write=1; Max-Age=6; Path=/; HttpOnly; SameSite=Lax"
 
@@ -50,7 +49,7 @@ async def open_session(sessionmaker: SessionMakerDep) -> None:
 
 def replicated_app(url: URL) -> FastAPI:
     """Create the app with a replica that nothing answers for."""
-    replica_url = parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")
+    replica_url = unreachable_url()
     app = create_app(Settings(database_url=url, database_replica_url=replica_url))
     app.include_router(router)
     return app

@@ -17,8 +17,10 @@ from app.sessions import SessionMaker
 from app.settings import Settings
 from app.urls import parse_url
 from tests.support.backends import count_backends, terminate_backends
+from tests.support.log_messages import messages_of
 from tests.support.polling import wait_until_async
-from tests.support.processes import free_port
+from tests.support.postgres_server import unreachable_url
+from tests.support.processes import TIMEOUT
 
 MAX_LAG = 3
 LONG_AGO = 60.0  # seconds
@@ -168,7 +170,7 @@ Beats = list[tuple[float, int | None]]
 
 
 @asynccontextmanager
-async def beating(url: URL) -> AsyncIterator[Beats]:
+async def beating(url: URL, *, answer_time: float = TIMEOUT) -> AsyncIterator[Beats]:
     """Run the heartbeat of a server for a block, in hundredths of a second."""
     beats: Beats = []
     async with open_sessionmaker(Settings(database_url=url)) as sessionmaker:
@@ -176,7 +178,7 @@ async def beating(url: URL) -> AsyncIterator[Beats]:
         heartbeat = Heartbeat("primary", pool, set(), lambda asked_at, position: beats.append((asked_at, position)))
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("app.replication.INTERVAL", 0.01)
-            patch.setattr("app.replication.ANSWER_TIME", 0.1)
+            patch.setattr("app.replication.ANSWER_TIME", answer_time)
             task = asyncio.create_task(heartbeat.run())
             yield beats
             task.cancel()
@@ -199,10 +201,6 @@ async def wait_for(beats: Beats, number: int) -> None:
     await wait_until_async(are_there)
 
 
-def messages(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "app.replication"]
-
-
 async def test_a_heartbeat_tells_positions_and_a_connection_that_is_lost_is_no_silence(
     postgres_url: URL, postgres: URL, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -217,19 +215,19 @@ async def test_a_heartbeat_tells_positions_and_a_connection_that_is_lost_is_no_s
     assert None not in positions
     assert list(positions) == sorted(positions)
     assert positions[0] > 0
-    assert messages(caplog) == ["The primary answers."]
+    assert messages_of(caplog, "app.replication") == ["The primary answers."]
 
 
 async def test_a_server_that_can_not_be_connected_to_is_silent_since_it_was_asked_first(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     before = time.monotonic()
-    async with beating(parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/postgres")) as beats:
+    async with beating(unreachable_url()) as beats:
         await wait_for(beats, 3)
     assert {position for _, position in beats} == {None}
     assert len({since for since, _ in beats}) == 1
     assert beats[0][0] >= before
-    (message,) = messages(caplog)
+    (message,) = messages_of(caplog, "app.replication")
     assert message.startswith("The primary does not answer. ")
 
 
@@ -237,11 +235,15 @@ async def test_a_server_that_accepts_a_connection_and_says_nothing_is_silent(cap
     writers: list[asyncio.StreamWriter] = []
     server = await asyncio.start_server(lambda _, writer: writers.append(writer), "127.0.0.1", 0)
     port = server.sockets[0].getsockname()[1]
-    async with beating(parse_url(f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable")) as beats:
+    async with beating(
+        parse_url(f"postgresql://postgres@127.0.0.1:{port}/postgres?sslmode=disable"), answer_time=0.1
+    ) as beats:
         await wait_for(beats, 1)
         server.close()
         for writer in writers:
             writer.close()
         await server.wait_closed()
     assert beats[0][1] is None
-    assert messages(caplog) == ["The primary does not answer. TimeoutError: no connection within 0.1 s"]
+    assert messages_of(caplog, "app.replication") == [
+        "The primary does not answer. TimeoutError: no connection within 0.1 s"
+    ]

@@ -14,6 +14,8 @@ from app.settings import Settings
 from tests.support.alembic_commands import BASE, HEAD, migrate
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
+from tests.support.log_messages import messages_of
+from tests.support.polling import wait_until_async
 from tests.support.sql import execute
 
 OPERATIONS = [
@@ -64,7 +66,7 @@ class TestDatabaseBehindHead:
         async with running(create_app(Settings(database_url=url))) as client:
             await client.get("/readyz")
             await client.get("/readyz")
-        (message,) = [record.getMessage() for record in caplog.records if record.name == "app.schema"]
+        (message,) = messages_of(caplog, "app.schema")
         assert have in message
         assert "alembic upgrade head" in message
 
@@ -79,6 +81,17 @@ class TestDatabaseBehindHead:
             for method, path in OPERATIONS:
                 assert (await client.request(method, path, json=DEADPOND)).status_code == 200
         assert "The database is ready." in caplog.text
+
+
+async def test_requests_notice_an_upgrade_without_a_probe(empty_url: URL) -> None:
+    async with running(create_app(Settings(database_url=empty_url))) as client:
+        assert (await client.get("/heroes/")).status_code == 503
+        await asyncio.to_thread(migrate, empty_url)
+
+        async def is_served() -> bool:
+            return (await client.get("/heroes/")).status_code == 200
+
+        await wait_until_async(is_served)
 
 
 @pytest.mark.slow

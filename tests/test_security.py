@@ -23,6 +23,7 @@ from app.security import Caller, CallerDep, Token, parse_tokens
 from app.settings import Settings
 from tests.support.app_client import running
 from tests.support.heroes import DEADPOND
+from tests.support.log_messages import messages_of
 from tests.support.polling import wait_until_async
 from tests.support.sql import execute, fetch_value
 
@@ -286,7 +287,7 @@ class TestLog:
             return caplog.text.count(" more in 0.1 s: refused: ") == 3
 
         await wait_until_async(are_counted)
-        messages = [record.getMessage() for record in caplog.records if record.name == "app.security"]
+        messages = messages_of(caplog, "app.security")
         assert messages[:3] == [
             "GET /heroes/{hero_id}: refused: an invalid token",
             "GET /heroes/{hero_id}: refused: no token",
@@ -301,7 +302,7 @@ class TestLog:
         self, anyone: httpx.AsyncClient, caplog: pytest.LogCaptureFixture
     ) -> None:
         await anyone.get("/heroes/1")
-        messages = [record.getMessage() for record in caplog.records if record.name == "app.security"]
+        messages = messages_of(caplog, "app.security")
         assert messages == ["GET /heroes/{hero_id}: refused: no token"]
 
     async def test_a_service_without_tokens_says_once_that_others_can_reach_it(
@@ -309,7 +310,7 @@ class TestLog:
     ) -> None:
         async def warnings(host: str) -> list[str]:
             await client.get(f"http://{host}:8000/heroes/")
-            return [record.getMessage() for record in caplog.records if record.name == "app.security"]
+            return messages_of(caplog, "app.security")
 
         async with running(create_app(Settings(database_url=sqlite_url))) as client:
             for host in ("127.0.0.1", "127.8.8.8", "[::1]", "testserver"):

@@ -11,11 +11,13 @@ import pytest
 from sqlalchemy import URL
 
 from app.database import build_engine
-from app.log_config import JSONFormatter, RequestFilter
+from app.log_config import JSONFormatter
 from app.main import create_app
 from app.settings import Settings
 from tests.support.app_client import running
 from tests.support.sql import execute
+
+pytestmark = pytest.mark.usefixtures("request_ids")
 
 MARK, NUMBER = "tvqzxkwj", 1_987_654_321
 HERO: dict[str, str | int] = {"name": f"{MARK} name", "age": NUMBER, "secret_name": f"{MARK} secret"}
@@ -25,10 +27,8 @@ HERO: dict[str, str | int] = {"name": f"{MARK} name", "age": NUMBER, "secret_nam
 async def client(url: URL, caplog: pytest.LogCaptureFixture) -> AsyncIterator[httpx.AsyncClient]:
     """A client for an app with the SQL log."""
     caplog.set_level(logging.DEBUG, "app.sql")
-    caplog.handler.addFilter(request_filter := RequestFilter())
     async with running(create_app(Settings(database_url=url))) as client:
         yield client
-    caplog.handler.removeFilter(request_filter)
 
 
 def lines(caplog: pytest.LogCaptureFixture) -> list[dict[str, Any]]:

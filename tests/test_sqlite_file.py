@@ -21,6 +21,7 @@ from app.settings import Settings
 from tests.support.app_client import running
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
+from tests.support.log_messages import messages_of
 from tests.support.polling import wait_until, wait_until_async
 from tests.support.processes import TIMEOUT
 from tests.support.raw_http import connections, read_response, send_post
@@ -92,7 +93,7 @@ async def test_every_request_is_503_after_the_file_was_deleted_and_the_log_has_o
         assert (response.status_code, response.json(), response.headers["Retry-After"]) == (503, REFUSED, "1")
     assert (await client.get("/livez")).status_code == 200
     assert not exists(path)
-    (line,) = [record.getMessage() for record in caplog.records if record.name == "app.sqlite_file"]
+    (line,) = messages_of(caplog, "app.sqlite_file")
     assert f"at {path} again: move a backup there, or run 'alembic upgrade head'" in line
 
 

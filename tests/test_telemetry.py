@@ -10,6 +10,7 @@ from sqlalchemy import URL
 
 from app.telemetry import SIGNALS, read_signals
 from tests.support.app_client import running
+from tests.support.log_messages import messages_of
 from tests.support.processes import ROOT, render_url, run
 
 ENDPOINT = {"OTEL_EXPORTER_OTLP_ENDPOINT": "http://127.0.0.1:4318"}
@@ -81,7 +82,7 @@ async def test_what_is_not_supported_is_one_warning_and_the_service_starts(
     set_environment(monkeypatch, ENDPOINT | environment)
     async with running(app) as client:
         assert (await client.get("/heroes/")).status_code == 200
-    (warning,) = (record.getMessage() for record in caplog.records if record.name == "app.telemetry")
+    (warning,) = messages_of(caplog, "app.telemetry")
     assert warning.startswith("No telemetry is exported: ")
     assert sentence in warning
     assert "password" not in caplog.text
@@ -96,7 +97,7 @@ async def test_without_the_extra_the_service_starts_with_one_warning(
     monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
     async with running(app) as client:
         assert (await client.get("/heroes/")).status_code == 200
-    (warning,) = (record.getMessage() for record in caplog.records if record.name == "app.telemetry")
+    (warning,) = messages_of(caplog, "app.telemetry")
     assert "install the packages of the extra 'telemetry'" in warning
 
 

@@ -17,7 +17,7 @@ from tests.support.service import Service, running_service
 
 PROCESSES = 4
 CONNECTIONS = 3  # to each process
-SORTS = ["id", "-name", "age"]  # unique, with ties, and with nulls; tests/test_keyset.py has all of them
+SORTS = ["-id", "name", "-age"]  # unique, with ties, and with nulls; tests/test_pagination.py has the other three
 
 Client = httpx.AsyncClient
 

@@ -25,16 +25,18 @@ RANDOM = secrets.token_hex(1340)  # 2,680 characters that don't compress
 
 # As SQL: names and ages, by what the upgrade says of them.
 TOO_LONG_ROWS = [(f"'{RANDOM}'", "1"), (f"'{'x' * 60_000}'", "1"), (f"'{'é' * 1301}'", "1")]
-UNSERVABLE = {"postgresql": {TOO_LONG: TOO_LONG_ROWS}}
-UNSERVABLE["sqlite"] = {
-    NOT_TEXT: [
-        ("'a' || char(0) || 'b'", "1"),
-        ("x'616263'", "1"),
-        ("CAST(x'61ff62' AS TEXT)", "1"),
-        ("CAST(x'eda080' AS TEXT)", "1"),  # a surrogate
-    ],
-    TOO_LONG: TOO_LONG_ROWS,
-    NOT_INT32: [("'x'", "'young'"), ("'x'", "1.5"), ("'x'", "9e999"), ("'x'", "x'31'"), ("'x'", "2147483648")],
+UNSERVABLE = {
+    "postgresql": {TOO_LONG: TOO_LONG_ROWS},
+    "sqlite": {
+        NOT_TEXT: [
+            ("'a' || char(0) || 'b'", "1"),
+            ("x'616263'", "1"),
+            ("CAST(x'61ff62' AS TEXT)", "1"),
+            ("CAST(x'eda080' AS TEXT)", "1"),  # a surrogate
+        ],
+        TOO_LONG: TOO_LONG_ROWS,
+        NOT_INT32: [("'x'", "'young'"), ("'x'", "1.5"), ("'x'", "9e999"), ("'x'", "x'31'"), ("'x'", "2147483648")],
+    },
 }
 SERVED = [
     ("''", "NULL"),

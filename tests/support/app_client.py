@@ -34,8 +34,11 @@ async def listening(app: FastAPI, *, root_path: str = "") -> AsyncIterator[int]:
     config = uvicorn.Config(app, port=port, http=StrictHTTPProtocol, ws="none", log_config=None, root_path=root_path)
     server = uvicorn.Server(config)
     serving = asyncio.create_task(server.serve())
-    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+    while not server.started:
+        assert not serving.done(), "the server did not start"
         await asyncio.sleep(0.01)
-    yield port
-    server.should_exit = True
-    await serving
+    try:
+        yield port
+    finally:
+        server.should_exit = True
+        await serving

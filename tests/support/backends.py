@@ -7,14 +7,16 @@ from sqlalchemy import URL
 from tests.support.polling import wait_until_async
 from tests.support.sql import execute_autocommit
 
-EMPTYING = "tests/support/databases.py"  # the application_name of those that empty databases, which are not counted
+EMPTYING_NAME = (
+    "tests/support/databases.py"  # the application_name of those that empty databases, which are not counted
+)
 
 
 def of_database(url: URL) -> str:
     """Return the end of a query for them."""
     return (
         f"FROM pg_stat_activity WHERE datname = '{url.database}' AND backend_type = 'client backend'"
-        f" AND application_name <> '{EMPTYING}'"
+        f" AND application_name <> '{EMPTYING_NAME}'"
     )
 
 

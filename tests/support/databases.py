@@ -14,7 +14,7 @@ from app.schema import read_revisions
 from app.urls import parse_url
 from migrations.distribute import distribute, distributed_tables, read_distribution
 from tests.support.alembic_commands import HEAD, migrate
-from tests.support.backends import EMPTYING
+from tests.support.backends import EMPTYING_NAME
 from tests.support.processes import TIMEOUT
 from tests.support.sql import execute, execute_autocommit, render_dsn, run_in_transaction
 
@@ -101,7 +101,7 @@ class Databases:
         """Delete the rows of a database, unless something else has changed, or the connection is gone."""
         connection = self._connections.pop(url, None)
         if connection is None:
-            connection = await asyncpg.connect(render_dsn(url), server_settings={"application_name": EMPTYING})
+            connection = await asyncpg.connect(render_dsn(url), server_settings={"application_name": EMPTYING_NAME})
         try:
             if self._pooler is None:  # a pooler keeps its connections
                 await connection.execute(DISCONNECT_OTHERS)

@@ -10,6 +10,7 @@ import psutil
 from sqlalchemy import URL
 
 from app.urls import parse_url
+from tests.support.processes import free_port
 from tests.support.sql import execute_autocommit
 
 
@@ -63,6 +64,11 @@ class PostgresServer:
         finally:
             for process in reversed(frozen):
                 process.resume()
+
+
+def unreachable_url() -> URL:
+    """Return the URL of a server that does not run."""
+    return parse_url(f"postgresql://postgres@127.0.0.1:{free_port()}/heroes")
 
 
 @contextmanager
