@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import quote
 
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -47,9 +48,10 @@ class SQLiteFile:
         """Take the URL of the file, all pools of connections to it, and what refuses their requests."""
         self._path = path = Path(str(url.database))
         self._wal_path = path.with_name(f"{path.name}-wal")
-        # Of its own, so that a checkpoint waits for nobody: while it waits, writers wait for it.
+        # Of its own, so that a checkpoint waits for nobody: while it waits, writers wait for it. It creates no file.
         session = {"busy_timeout": 0, "query_only": "ON"}
-        self._engine = build_engine(url, session, isolation_level="AUTOCOMMIT")
+        existing = url.set(database=f"file:{quote(str(path))}").update_query_dict({"uri": "true", "mode": "rw"})
+        self._engine = build_engine(existing, session, isolation_level="AUTOCOMMIT")
         self._pools = pools
         self._schema = schema
         self._opened: FileState | None = None
@@ -79,7 +81,8 @@ class SQLiteFile:
             except SchemaUnavailableError:
                 await self._suspend()
             except SQLAlchemyError as error:
-                log.warning("The database file can't be opened: %s", getattr(error, "orig", error))
+                if not self._is_another():
+                    log.warning("The database file can't be opened: %s", getattr(error, "orig", error))
                 await self._pause()
                 continue
             await self._settle()

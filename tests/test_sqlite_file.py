@@ -53,6 +53,14 @@ def backup(sqlite_databases: Databases) -> Path:
     return Path(str(url.database))
 
 
+def read(path: Path) -> bytes:
+    return path.read_bytes()
+
+
+def write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
 def delete(path: Path) -> None:
     path.unlink()
 
@@ -95,6 +103,21 @@ async def test_every_request_is_503_after_the_file_was_deleted_and_the_log_has_o
     assert not exists(path)
     (line,) = messages_of(caplog, "app.sqlite_file")
     assert f"at {path} again: move a backup there, or run 'alembic upgrade head'" in line
+
+
+async def test_a_file_that_is_deleted_while_it_is_opened_is_not_created_again(
+    sqlite_url: URL, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sqlite_file.INTERVAL", 0.05)
+    content = read(path)
+    for moments in range(10):
+        write(path, content)
+        async with running(create_app(Settings(database_url=sqlite_url))) as client:
+            for _ in range(moments):
+                await asyncio.sleep(0)
+            delete(path)
+            await wait_until_refused(client)
+            assert not exists(path)
 
 
 @pytest.mark.chaos
