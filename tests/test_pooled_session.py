@@ -149,8 +149,16 @@ class TestSession:
                 await fail_in_a_transaction(session)
         assert await fetch_ages(url) == [1]
 
-    async def test_a_transaction_begins_in_no_other(self, sessionmaker: SessionMaker) -> None:
-        async with sessionmaker() as session, session.begin():
+    @pytest.mark.parametrize("autocommit", [False, True])
+    async def test_a_transaction_begins_in_no_other(self, sessionmaker: SessionMaker, *, autocommit: bool) -> None:
+        for begin in (AsyncSession.begin, AsyncSession.begin_nested):
+            async with sessionmaker(autocommit=autocommit) as session, begin(session):
+                with pytest.raises(InvalidRequestError, match="already begun"):
+                    await session.begin()
+
+    async def test_a_transaction_that_an_object_has_begun_is_not_begun_again(self, sessionmaker: SessionMaker) -> None:
+        async with sessionmaker() as session:
+            session.add(deadpond())
             with pytest.raises(InvalidRequestError, match="already begun"):
                 await session.begin()
 
@@ -329,8 +337,11 @@ class TestAutocommit:
 
     async def test_objects_can_be_written(self, sessionmaker: SessionMaker, url: URL) -> None:
         async with sessionmaker(autocommit=True) as session:
-            hero = deadpond(age=1)
+            hero = deadpond(age=0)
             session.add(hero)
+            await session.flush()
+            assert await fetch_ages(url) == [0]
+            hero.age = 1
             await session.commit()
             assert await fetch_ages(url) == [1]
             hero.age = 2

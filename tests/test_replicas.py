@@ -166,6 +166,20 @@ async def test_a_replica_that_falls_behind_and_catches_up_is_logged_once_each(
     ]
 
 
+async def test_requests_read_from_a_usable_replica_unless_they_write_or_ask_for_the_primary(postgres_url: URL) -> None:
+    settings = Settings(database_url=postgres_url, database_replica_url=unreachable_url())
+    async with open_sessionmaker(settings) as sessionmaker:
+        await sessionmaker.schema.check()
+        replica = sessionmaker.replica
+        assert replica
+        get = {"method": "GET", "headers": []}
+        assert sessionmaker.reads_of(get) is sessionmaker.reads
+        answer(replica, 100, 100)
+        assert sessionmaker.reads_of(get) is replica.pool
+        assert sessionmaker.reads_of(get | {"method": "POST"}) is sessionmaker.reads
+        assert sessionmaker.reads_of(get | {"headers": [(b"cache-control", b"no-cache")]}) is sessionmaker.reads
+
+
 Beats = list[tuple[float, int | None]]
 
 
