@@ -96,6 +96,20 @@ async def mix(one: SessionDep, other: AutocommitSessionDep) -> bool:
     return one is other
 
 
+async def mix_after_reading(_: ReadSessionDep, one: SessionDep, other: AutocommitSessionDep) -> bool:
+    return one is other
+
+
+async def begin_to_read(session: ReadSessionDep) -> AsyncIterator[None]:
+    async with session.begin():
+        await session.exec(select(Hero))
+        yield
+
+
+async def write_meanwhile(_: Annotated[None, Depends(begin_to_read)], session: SessionDep) -> None:
+    await session.exec(insert(HEROES).values(**DEADPOND))
+
+
 class TestRequest:
     async def test_a_dependency_and_its_handler_share_one_session(self, url: URL) -> None:
         await add_heroes(url, 55)
@@ -108,9 +122,11 @@ class TestRequest:
     async def test_a_session_for_both_transactions_and_autocommit_is_refused_with_what_to_do(
         self, url: URL, caplog: pytest.LogCaptureFixture
     ) -> None:
-        async with serving(url, mix) as (client, _):
-            assert (await client.post("/mix")).status_code == 500
-        assert "let all of its dependencies take SessionDep" in caplog.text
+        async with serving(url, mix, mix_after_reading, write_meanwhile) as (client, _):
+            for path in ("/mix", "/mix_after_reading", "/write_meanwhile"):
+                caplog.clear()
+                assert (await client.post(path)).status_code == 500
+                assert "let all of its dependencies take SessionDep" in caplog.text
 
     @pytest.mark.parametrize("size", [1, 2])
     async def test_fifty_requests_that_read_and_write_do_not_deadlock(self, url: URL, size: int) -> None:
