@@ -9,7 +9,6 @@ from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
-from urllib.parse import quote
 
 from sqlalchemy import URL, event, text
 from sqlalchemy.exc import SQLAlchemyError
@@ -50,7 +49,7 @@ class SQLiteFile:
         self._wal_path = path.with_name(f"{path.name}-wal")
         # Of its own, so that a checkpoint waits for nobody: while it waits, writers wait for it. It creates no file.
         session = {"busy_timeout": 0, "query_only": "ON"}
-        existing = url.set(database=f"file:{quote(str(path))}").update_query_dict({"uri": "true", "mode": "rw"})
+        existing = url.set(database=path.absolute().as_uri()).update_query_dict({"uri": "true", "mode": "rw"})
         self._engine = build_engine(existing, session, isolation_level="AUTOCOMMIT")
         self._pools = pools
         self._schema = schema

@@ -41,8 +41,7 @@ async def test_a_service_with_a_database_is_alive_and_ready(client: httpx.AsyncC
 
 
 async def test_a_service_whose_database_refuses_connections_is_alive_and_not_ready() -> None:
-    url = unreachable_url()
-    async with running(create_app(Settings(database_url=url))) as client:
+    async with running(create_app(Settings(database_url=unreachable_url()))) as client:
         response = await client.get("/readyz")
         assert (response.status_code, response.headers["Retry-After"]) == (503, "1")
         assert response.json()["detail"].startswith("The database does not answer")

@@ -194,9 +194,11 @@ async def beating(url: URL, *, answer_time: float = TIMEOUT) -> AsyncIterator[Be
             patch.setattr("app.replication.INTERVAL", 0.01)
             patch.setattr("app.replication.ANSWER_TIME", answer_time)
             task = asyncio.create_task(heartbeat.run())
-            yield beats
-            task.cancel()
-            await asyncio.wait({task})
+            try:
+                yield beats
+            finally:
+                task.cancel()
+                await asyncio.wait({task})
 
         async def is_free() -> bool:
             return pool.free == 1

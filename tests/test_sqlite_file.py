@@ -120,6 +120,22 @@ async def test_a_file_that_is_deleted_while_it_is_opened_is_not_created_again(
             assert not exists(path)
 
 
+async def test_a_file_is_watched_whatever_its_path_is(
+    sqlite_url: URL, path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("app.sqlite_file.INTERVAL", 0.05)
+    content = read(path)
+    for name in ("heroes.db", "a b%41#é?c.db"):
+        file = tmp_path / name
+        for spelling in (str(file), f"/{file}"):
+            write(file, content)
+            async with running(create_app(Settings(database_url=sqlite_url.set(database=spelling)))) as client:
+                await wait_until_served(client)
+                delete(file)
+                await wait_until_refused(client)
+    assert "can't be opened" not in caplog.text
+
+
 @pytest.mark.chaos
 @pytest.mark.parametrize("moved", [False, True])
 async def test_a_backup_in_the_place_of_the_file_is_served(

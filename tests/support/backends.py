@@ -7,9 +7,8 @@ from sqlalchemy import URL
 from tests.support.polling import wait_until_async
 from tests.support.sql import execute_autocommit
 
-EMPTYING_NAME = (
-    "tests/support/databases.py"  # the application_name of those that empty databases, which are not counted
-)
+# The application_name of those that empty databases, which are not counted.
+EMPTYING_NAME = "tests/support/databases.py"
 
 
 def of_database(url: URL) -> str:
