@@ -75,7 +75,7 @@ class ConnectionPool:
 
     def acquire_nowait(self) -> PooledConnection | None:
         """Acquire a connection that is open and idle, if there is one."""
-        if not self._slots.free or not self._idle or self._idle[-1].driver.is_closed():
+        if not self.free or not self._idle or self._idle[-1].driver.is_closed():
             return None
         if self._schema and not self._schema.is_current:
             return None
@@ -152,22 +152,28 @@ class ConnectionPool:
 
     async def probe(self) -> None:
         """Raise `PoolUnavailableError` if an idle connection is silent, or requests wait and none becomes free."""
-        if not self._slots.free or not self._idle:
+        pooled = self.acquire_nowait()
+        if pooled is None:
             if self._slots.is_stalled:
                 raise PoolUnavailableError("No database connection becomes free.")
             return
         # The answer is not cancelled: ending a statement on a connection that is silent takes longer than the limit.
-        done, _ = await asyncio.wait({self._start(self._is_answering())}, timeout=PROBE_TIMEOUT)
+        done, _ = await asyncio.wait({self._start(self._is_answering(pooled))}, timeout=PROBE_TIMEOUT)
         if not any(answer.result() for answer in done):
             raise PoolUnavailableError("The database does not answer.")
 
-    async def _is_answering(self) -> bool:
-        with suppress(TimeoutError, SQLAlchemyError):
-            async with asyncio.timeout(PROBE_TIMEOUT), self.connection() as connection:
-                await connection.exec_driver_sql("SELECT 1")
-                return True
-        self._close_idle()
-        return False
+    async def _is_answering(self, pooled: PooledConnection) -> bool:
+        try:
+            pooled.prepare(autocommit=True)
+            async with asyncio.timeout(PROBE_TIMEOUT):
+                await pooled.connection.exec_driver_sql("SELECT 1")
+        except (TimeoutError, SQLAlchemyError):
+            pooled.expired = True
+            self._close_idle()
+            return False
+        finally:
+            self.release(pooled)
+        return True
 
     async def close(self) -> None:
         """Close every connection. Those in use are waited for, up to `CLOSE_TIMEOUT`, and then closed too.

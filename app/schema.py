@@ -12,6 +12,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import CONNECT_TIMEOUT
+from app.slots import PoolUnavailableError
 
 log = logging.getLogger(__name__)
 
@@ -93,6 +94,8 @@ class Schema:
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT), self._connect() as connection:
                 have = await connection.run_sync(read_revisions)
+        except PoolUnavailableError as error:
+            problem = str(error)
         except (TimeoutError, SQLAlchemyError) as error:
             problem = "The database does not answer."
             cause = f" {type(error).__name__}: {getattr(error, 'orig', error)}"

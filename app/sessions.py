@@ -12,7 +12,7 @@ from fastapi.requests import HTTPConnection
 from sqlmodel.ext.asyncio.session import AsyncSession
 
 from app.capacity import check_capacity
-from app.database import Database
+from app.database import CONNECT_TIMEOUT, Database
 from app.drivers import before_response
 from app.pool import ConnectionPool
 from app.pooled_session import AsyncPooledSession
@@ -55,7 +55,10 @@ class SessionMaker:
         self.database = database
         unchecked = partial(ConnectionPool, queue_size=queue_size, queue_timeout=queue_timeout)
         # A connection beside those for requests, so that a health check never queues behind them.
-        self._probes = unchecked(database.reads, name="probes", size=1)
+        # The check of the capacity at the start uses it too.
+        self._probes = ConnectionPool(
+            database.reads, name="probes", size=1, queue_size=1, queue_timeout=CONNECT_TIMEOUT
+        )
         self.schema = Schema(self._probes.connection, script)
         checked = partial(unchecked, schema=self.schema)
         shared = database.writes is database.reads  # one engine, as on Postgres

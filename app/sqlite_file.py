@@ -86,7 +86,8 @@ class SQLiteFile:
                 continue
             await self._settle()
             self._schema.resume()
-            await self._schema.refresh()
+            with suppress(SchemaUnavailableError):  # deleted or replaced again: that is noticed above
+                await self._schema.refresh()
 
     async def _pause(self) -> None:
         """Wait between two looks, and end the task there when the block ends: a cancelled statement outlives the loop.

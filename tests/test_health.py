@@ -78,6 +78,19 @@ async def test_readiness_does_not_wait_for_a_pooled_connection(url: URL) -> None
             pool.release(connection)
 
 
+async def test_readiness_is_independent_of_the_bounds_of_the_queue(postgres_url: URL) -> None:
+    app = create_app(Settings(database_url=postgres_url, pool_size=2, queue_size=0))
+    async with app.router.lifespan_context(app):  # its check of the capacity has just begun
+        await app.state.sessionmaker.check()
+    async with running(app) as client:
+        for _ in range(20):  # the connection that is idle may be taken in the same moment
+            first, ready, second = await asyncio.gather(
+                *(client.get(path) for path in ("/heroes/", "/readyz", "/heroes/"))
+            )
+            assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+            assert {first.status_code, second.status_code} <= {200, 503}
+
+
 async def test_a_service_whose_requests_get_no_connection_is_not_ready(
     url: URL, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,6 +1,7 @@
 """The service on a database whose revision is not the one that it needs."""
 
 import asyncio
+import gc
 import logging
 
 import pytest
@@ -144,6 +145,23 @@ async def test_a_check_does_not_outlive_the_service(url: URL) -> None:
         await asyncio.sleep(0)
         first.cancel()
     assert {task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()} <= {first.get_name()}
+
+
+async def test_a_check_that_waits_while_the_service_stops_is_logged_as_no_error(
+    url: URL, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = create_app(Settings(database_url=url))
+    async with running(app):
+        (probes,) = [pool for pool in app.state.sessionmaker.pools if pool.usage.name == "probes"]
+        held = await probes.acquire()
+        checking = asyncio.create_task(app.state.sessionmaker.schema.check())
+        await asyncio.sleep(0)
+        checking.cancel()
+        monkeypatch.setattr("app.pool.CLOSE_TIMEOUT", 0)
+        asyncio.get_running_loop().call_later(0.1, probes.release, held)
+    del checking
+    gc.collect()
+    assert messages_of(caplog, "asyncio") == []
 
 
 async def test_a_database_ahead_of_head_is_served(url: URL) -> None:

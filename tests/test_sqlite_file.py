@@ -18,6 +18,7 @@ from sqlalchemy import URL
 from app.database import WAL_LIMIT
 from app.main import create_app
 from app.settings import Settings
+from app.sqlite_file import INTERVAL
 from tests.support.app_client import running
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
@@ -166,6 +167,23 @@ async def test_a_backup_is_served_also_if_a_check_of_the_schema_was_the_first_to
         move(backup, path)
         assert (await client.get("/readyz")).json() == REFUSED
         await wait_until_served(client)
+
+
+async def test_a_backup_is_served_also_if_the_file_before_it_was_deleted_while_it_settled(
+    client: httpx.AsyncClient, path: Path, backup: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.sqlite_file.SETTLING_TIME", 0)
+    content = read(backup)
+    move(backup, path)
+    await wait_until_refused(client)
+    await asyncio.sleep(INTERVAL / 2)  # it is looked at once more, an interval after it was found
+    delete(path)
+    await asyncio.sleep(INTERVAL)
+    write(path, content)
+    await wait_until_served(client)
+    assert [hero["name"] for hero in (await client.get("/heroes/")).json()] == ["Rusty-Man"]
+    delete(path)
+    await wait_until_refused(client)
 
 
 @pytest.mark.chaos
