@@ -1,4 +1,4 @@
-"""Admission: requests are refused on arrival without a token, while too many wait, or where a body is too large."""
+"""Admission: a request is refused without a token, while too many wait, or because its body has too many values."""
 
 from collections.abc import Callable, Coroutine
 from typing import Any

@@ -67,7 +67,7 @@ def parse_versions(header: str, *, weak: bool) -> set[int]:
 
 
 def accepted_versions(headers: Headers) -> set[int] | None:
-    """Return the versions that If-Match accepts, None for all. A list of more than `MAX_ETAGS` accepts none."""
+    """Return the versions that If-Match accepts, None for all. More than `MAX_ETAGS` different ones accept none."""
     header = read_list(headers, "if-match")
     if header is None or header == "*":
         return None

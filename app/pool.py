@@ -75,7 +75,7 @@ class ConnectionPool:
 
     def acquire_nowait(self) -> PooledConnection | None:
         """Acquire a connection that is open and idle, if there is one."""
-        if not self.free or not self._idle or self._idle[-1].driver.is_closed():
+        if not self._slots.free or not self._idle or self._idle[-1].driver.is_closed():
             return None
         if self._schema and not self._schema.is_current:
             return None

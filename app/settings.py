@@ -72,7 +72,8 @@ class Settings(BaseSettings):
     """Connections of each process for requests: on SQLite for those that read, on Postgres half of them for those that
     write."""
     queue_size: int = Field(default=1024, ge=0)
-    """Requests of each process that may wait for a connection. Any more get 503 at once."""
+    """Requests of each process that may wait for a connection to read, as many to write, and as many exports. Any more
+    get 503 at once."""
     queue_timeout: Seconds = 5
     """Seconds that a request waits for a connection before it gets 503."""
     lock_timeout: Seconds = 5

@@ -14,7 +14,7 @@ meter = metrics.get_meter("app")
 WAIT_TIME = meter.create_histogram(
     "db.client.connection.wait_time",
     unit="s",
-    description="How long requests waited for a connection, of those that had to.",
+    description="How long requests waited for a connection, of those that had to, and got one.",
     explicit_bucket_boundaries_advisory=(0.001, 0.005, 0.01, 0.05, 0.1, 0.5, 1, 5, 10),
 )
 TIMEOUTS = meter.create_counter(

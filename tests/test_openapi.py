@@ -109,6 +109,16 @@ async def test_every_response_is_declared_and_every_declared_response_occurs(emp
         assert responses == {response for response in declared_responses(schema) if response[1] in paths_requested}
 
 
+async def test_every_operation_with_a_body_declares_a_limit_of_its_size(client: httpx.AsyncClient) -> None:
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    with_body = [
+        operation for operations in paths.values() for operation in operations.values() if "requestBody" in operation
+    ]
+    assert with_body
+    unlimited = [operation["operationId"] for operation in with_body if "413" not in operation["responses"]]
+    assert unlimited == [], "give the route a max_body_size, and error_responses(413)"
+
+
 async def test_every_response_has_the_declared_fields(client: httpx.AsyncClient) -> None:
     """One response for each model; the fuzzer checks many more."""
     schemas = (await client.get("/openapi.json")).json()["components"]["schemas"]

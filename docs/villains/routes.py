@@ -12,6 +12,8 @@ from app.sessions import ReadSessionDep, SessionDep
 from app.villains.models import Villain, VillainCreate, VillainPublic, VillainUpdate, VillainWithNemesis
 from app.villains.queries import VillainQuery
 
+MAX_BODY_SIZE = 1_000_000  # bytes
+
 router = APIRouter(
     prefix="/villains",
     tags=["villains"],
@@ -33,7 +35,7 @@ async def get_current_user(session: SessionDep, x_user_id: UserId) -> Hero:
 CurrentUser = Annotated[Hero, Depends(get_current_user)]
 
 
-@router.post("/", response_model=VillainPublic, responses=error_responses(400, 409))
+@router.post("/", response_model=VillainPublic, responses=error_responses(400, 409, 413), max_body_size=MAX_BODY_SIZE)
 async def create_villain(villain: VillainCreate, session: SessionDep) -> Villain:
     """Create a villain."""
     db_villain = Villain.model_validate(villain)
@@ -59,7 +61,9 @@ async def read_villain(villain_id: VillainId, session: ReadSessionDep) -> Villai
     return villain
 
 
-@router.patch("/{villain_id}", response_model=VillainPublic, responses=error_responses(400, 404))
+@router.patch(
+    "/{villain_id}", response_model=VillainPublic, responses=error_responses(400, 404, 413), max_body_size=MAX_BODY_SIZE
+)
 async def update_villain(villain_id: VillainId, changes: VillainUpdate, session: SessionDep) -> Villain:
     """Change the fields of a villain that are sent. The others stay as they are."""
     villain = await session.get(Villain, villain_id)

@@ -12,6 +12,7 @@ VILLAINS: list[dict[str, Any]] = [
     {"name": "Magneta", "bounty": "1000000000.01", "last_seen": "2026-11-22T14:00:00+02:00", "status": "reformed"},
     {"name": "Kingpen", "bounty": "9.75", "last_seen": "2025-01-01T00:00:00Z", "nemesis_id": 1},
 ]
+JSON = {"Content-Type": "application/json"}
 NEMESIS = {"name": "Deadpond", "age": None, "id": 1}
 
 
@@ -114,3 +115,10 @@ async def test_an_invalid_villain_is_422(client: httpx.AsyncClient, invalid: dic
 
 async def test_a_missing_villain_is_404(client: httpx.AsyncClient) -> None:
     assert (await client.get("/villains/9")).json() == {"detail": "Villain not found"}
+
+
+async def test_a_body_that_is_too_large_is_413(client: httpx.AsyncClient) -> None:
+    for method, path in [("POST", "/villains/"), ("PATCH", "/villains/1")]:
+        for size, status in [(1_000_000, 422), (1_000_001, 413)]:
+            response = await client.request(method, path, content=b" " * size, headers=JSON)
+            assert response.status_code == status
