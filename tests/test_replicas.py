@@ -3,8 +3,8 @@
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable
+from contextlib import ExitStack, asynccontextmanager
 
 import pytest
 from sqlalchemy import URL
@@ -21,6 +21,7 @@ from tests.support.log_messages import messages_of
 from tests.support.polling import wait_until_async
 from tests.support.postgres_server import unreachable_url
 from tests.support.processes import TIMEOUT
+from tests.support.relay import relay
 
 MAX_LAG = 3
 LONG_AGO = 60.0  # seconds
@@ -184,21 +185,29 @@ Beats = list[tuple[float, int | None]]
 
 
 @asynccontextmanager
-async def beating(url: URL, *, answer_time: float = TIMEOUT) -> AsyncIterator[Beats]:
-    """Run the heartbeat of a server for a block, in hundredths of a second."""
+async def beating(
+    url: URL, *, interval: float = 0.01, answer_time: float = TIMEOUT, then: Callable[[], object] = bool
+) -> AsyncIterator[Beats]:
+    """Run the heartbeat of a server for a block, and call something after each beat."""
     beats: Beats = []
+
+    def note(asked_at: float, position: int | None) -> None:
+        beats.append((asked_at, position))
+        then()
+
     async with open_sessionmaker(Settings(database_url=url)) as sessionmaker:
         pool = ConnectionPool(sessionmaker.database.writes, size=1, queue_size=0, queue_timeout=60)
-        heartbeat = Heartbeat("primary", pool, set(), lambda asked_at, position: beats.append((asked_at, position)))
+        heartbeat = Heartbeat("primary", pool, set(), note)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("app.replication.INTERVAL", 0.01)
+            patch.setattr("app.replication.INTERVAL", interval)
             patch.setattr("app.replication.ANSWER_TIME", answer_time)
             task = asyncio.create_task(heartbeat.run())
             try:
                 yield beats
             finally:
                 task.cancel()
-                await asyncio.wait({task})
+                await asyncio.wait({task}, timeout=TIMEOUT)
+                assert task.cancelled()
 
         async def is_free() -> bool:
             return pool.free == 1
@@ -243,8 +252,9 @@ async def test_a_server_that_can_not_be_connected_to_is_silent_since_it_was_aske
     assert {position for _, position in beats} == {None}
     assert len({since for since, _ in beats}) == 1
     assert beats[0][0] >= before
-    (message,) = messages_of(caplog, "app.replication")
-    assert message.startswith("The primary does not answer. ")
+    (record,) = caplog.records
+    assert record.getMessage().startswith("The primary does not answer. ")
+    assert record.exc_info is None
 
 
 async def test_a_server_that_accepts_a_connection_and_says_nothing_is_silent(caplog: pytest.LogCaptureFixture) -> None:
@@ -263,3 +273,54 @@ async def test_a_server_that_accepts_a_connection_and_says_nothing_is_silent(cap
     assert messages_of(caplog, "app.replication") == [
         "The primary does not answer. TimeoutError: no connection within 0.1 s"
     ]
+
+
+@pytest.mark.parametrize("answers", [True, False])
+async def test_a_server_is_asked_at_intervals_whether_it_answers_or_not(postgres_url: URL, *, answers: bool) -> None:
+    interval = 0.2
+    before = time.monotonic()
+    async with beating(postgres_url if answers else unreachable_url(), interval=interval) as beats:
+        await wait_for(beats, 3)
+        assert time.monotonic() - before >= 2 * interval
+
+
+async def test_after_an_unexpected_error_the_server_is_asked_on_a_new_connection(
+    postgres_url: URL, caplog: pytest.LogCaptureFixture
+) -> None:
+    accepted: list[int] = []
+    with relay(postgres_url) as opened:
+
+        def fail_once() -> None:
+            accepted.append(opened.accepted)
+            if len(accepted) == 1:
+                raise ValueError("broken")
+
+        async with beating(opened.url, then=fail_once) as beats:
+            await wait_for(beats, 3)
+    assert accepted[0] < accepted[1] == accepted[2]
+    (record,) = [record for record in caplog.records if record.name == "app.replication" and record.exc_info]
+    assert record.getMessage() == "The primary does not answer. ValueError: broken"
+
+
+async def test_a_server_that_closes_its_connections_is_silent_since_its_last_answer(postgres_url: URL) -> None:
+    with ExitStack() as stack:
+        opened = stack.enter_context(relay(postgres_url))
+        async with beating(opened.url, interval=1) as beats:
+            await wait_for(beats, 1)
+            stack.close()
+            await wait_for(beats, 1)
+    (asked_at, position), (silent_since, silence) = beats[-2:]
+    assert position is not None
+    assert (silent_since, silence) == (asked_at, None)
+
+
+async def test_a_stop_does_not_wait_for_an_answer(postgres_url: URL) -> None:
+    with relay(postgres_url) as opened:
+        async with beating(opened.url) as beats:
+            await wait_for(beats, 1)
+            opened.silence()
+
+            async def is_asked() -> bool:
+                return bool(opened.withheld)
+
+            await wait_until_async(is_asked)
