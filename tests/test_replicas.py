@@ -233,6 +233,7 @@ async def test_a_heartbeat_tells_positions_and_a_connection_that_is_lost_is_no_s
     async with beating(postgres_url) as beats:
         await wait_for(beats, 3)
         assert await count_backends(postgres, postgres_url) == 1
+        assert await count_backends(postgres, postgres_url, "state = 'idle in transaction'") == 0
         await terminate_backends(postgres, postgres_url)
         await wait_for(beats, 3)
     times, positions = zip(*beats, strict=True)
