@@ -5,6 +5,7 @@ A file that was deleted stays open: SQLite goes on writing to it, and all of tha
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Collection
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -24,6 +25,8 @@ INTERVAL = 0.5  # seconds between two looks at the file
 # Seconds that a new file has to stay as it is before it is opened: it may still be being copied, and other processes
 # have to leave the old one first, because the write-ahead logs of both have the same name.
 SETTLING_TIME = 2.0
+
+WARNING_INTERVAL = 60.0  # seconds between two equal warnings
 
 REPLACED = "The database file was deleted or replaced."
 
@@ -54,6 +57,8 @@ class SQLiteFile:
         self._pools = pools
         self._schema = schema
         self._opened: FileState | None = None
+        self._warned = ""
+        self._warned_at = float("-inf")
         self._stopping = asyncio.Event()
 
     @asynccontextmanager
@@ -72,22 +77,27 @@ class SQLiteFile:
     async def _run(self) -> None:
         while True:
             try:
-                async with self._engine.connect() as connection:
-                    await self._watch(connection)
-                    await self._suspend()
-                    while not await truncate_wal(connection):
-                        await self._pause()
-            except SchemaUnavailableError:
-                await self._suspend()
-            except SQLAlchemyError as error:
-                if not self._is_another():
-                    log.warning("The database file can't be opened: %s", getattr(error, "orig", error))
+                await self._watch_one()
+            except Exception as error:  # noqa: BLE001 - whatever it is, the file has to be watched
+                is_expected = isinstance(error, SQLAlchemyError)
+                if not (is_expected and self._is_another()):
+                    self._warn("The database file can't be watched", error, is_expected=is_expected)
                 await self._pause()
-                continue
-            await self._settle()
-            self._schema.resume()
-            with suppress(SchemaUnavailableError):  # deleted or replaced again: that is noticed above
-                await self._schema.refresh()
+
+    async def _watch_one(self) -> None:
+        """Watch one file, and return when another in its place is served."""
+        try:
+            async with self._engine.connect() as connection:
+                await self._wait_for_another(connection)
+                await self._suspend()
+                while not await self._truncate_wal(connection):
+                    await self._pause()
+        except SchemaUnavailableError:
+            await self._suspend()
+        await self._settle()
+        self._schema.resume()
+        with suppress(SchemaUnavailableError):  # deleted or replaced again: that is noticed when it connects
+            await self._schema.refresh()
 
     async def _pause(self) -> None:
         """Wait between two looks, and end the task there when the block ends: a cancelled statement outlives the loop.
@@ -110,8 +120,8 @@ class SQLiteFile:
         if self._is_another():
             raise SchemaUnavailableError(REPLACED)
 
-    async def _watch(self, connection: AsyncConnection) -> None:
-        """Return when the file is no longer the one that was opened."""
+    async def _wait_for_another(self, connection: AsyncConnection) -> None:
+        """Watch the file, and return when it is no longer the one that was opened."""
         is_large = False
         while not self._is_another():
             self._opened = self._opened or read_state(self._path)
@@ -119,7 +129,7 @@ class SQLiteFile:
                 await open_wal(connection)
             wal = read_state(self._wal_path)
             was_large, is_large = is_large, wal is not None and wal.size > WAL_LIMIT
-            if wal and is_large and not await truncate_wal(connection) and not was_large:
+            if wal and is_large and not await self._truncate_wal(connection) and not was_large:
                 log.warning("The write-ahead log has %d MB, because a long read needs it.", wal.size >> 20)
             elif was_large and not is_large:
                 log.info("The write-ahead log was truncated.")
@@ -148,24 +158,29 @@ class SQLiteFile:
             await self._pause()
         self._opened = seen
 
+    async def _truncate_wal(self, connection: AsyncConnection) -> bool:
+        """Copy the write-ahead log into the file and truncate it. False if that has to be tried again."""
+        try:
+            await open_wal(connection)
+            for mode in ("PASSIVE", "TRUNCATE"):  # the first makes nobody wait for the copying
+                busy, pages, copied = (await connection.execute(text(f"PRAGMA wal_checkpoint({mode})"))).one()
+                if busy or pages != copied:
+                    return False
+        except SQLAlchemyError as error:
+            self._warn("The write-ahead log can't be truncated", error, is_expected=True)
+            return False
+        return True
+
+    def _warn(self, what: str, error: Exception, *, is_expected: bool) -> None:
+        message = f"{what}. {type(error).__name__}: {getattr(error, 'orig', error)}"
+        if message != self._warned or time.monotonic() - self._warned_at > WARNING_INTERVAL:
+            log.warning("%s", message, exc_info=None if is_expected else error)
+            self._warned, self._warned_at = message, time.monotonic()
+
 
 async def open_wal(connection: AsyncConnection) -> None:
     """Read the file's header: SQLite opens the file and its write-ahead log when it first reads."""
     await connection.execute(text("PRAGMA user_version"))
-
-
-async def truncate_wal(connection: AsyncConnection) -> bool:
-    """Copy the write-ahead log into the file and truncate it. False if that has to be tried again."""
-    try:
-        await open_wal(connection)
-        for mode in ("PASSIVE", "TRUNCATE"):  # the first makes nobody wait for the copying
-            busy, pages, copied = (await connection.execute(text(f"PRAGMA wal_checkpoint({mode})"))).one()
-            if busy or pages != copied:
-                return False
-    except SQLAlchemyError as error:
-        log.warning("The write-ahead log can't be truncated: %s", getattr(error, "orig", error))
-        return False
-    return True
 
 
 def read_state(path: Path) -> FileState | None:

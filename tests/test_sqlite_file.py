@@ -14,11 +14,12 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import URL
+from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.database import WAL_LIMIT
 from app.main import create_app
 from app.settings import Settings
-from app.sqlite_file import INTERVAL
+from app.sqlite_file import INTERVAL, open_wal
 from tests.support.app_client import running
 from tests.support.databases import Databases
 from tests.support.heroes import DEADPOND
@@ -134,7 +135,7 @@ async def test_a_file_is_watched_whatever_its_path_is(
                 await wait_until_served(client)
                 delete(file)
                 await wait_until_refused(client)
-    assert "can't be opened" not in caplog.text
+    assert "can't be watched" not in caplog.text
 
 
 @pytest.mark.chaos
@@ -184,6 +185,53 @@ async def test_a_backup_is_served_also_if_the_file_before_it_was_deleted_while_i
     assert [hero["name"] for hero in (await client.get("/heroes/")).json()] == ["Rusty-Man"]
     delete(path)
     await wait_until_refused(client)
+
+
+async def test_an_unexpected_error_does_not_end_the_watch(
+    client: httpx.AsyncClient,
+    path: Path,
+    backup: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    opened: list[bool] = []
+
+    async def fail_first(connection: AsyncConnection) -> None:
+        opened.append(exists(path))
+        if opened.count(opened[-1]) == 1:
+            raise MemoryError("out of memory")
+        await open_wal(connection)
+
+    async def is_watched_again() -> bool:
+        return opened.count(True) > 1
+
+    async def has_failed_without_the_file() -> bool:
+        return False in opened
+
+    monkeypatch.setattr("app.sqlite_file.SETTLING_TIME", 0)
+    monkeypatch.setattr("app.sqlite_file.open_wal", fail_first)
+    await wait_until_async(is_watched_again)
+    delete(path)
+    await wait_until_refused(client)
+    await wait_until_async(has_failed_without_the_file)
+    move(backup, path)
+    await wait_until_served(client)
+    (error,) = [record for record in caplog.records if record.name == "app.sqlite_file" and record.exc_info]
+    assert error.getMessage() == "The database file can't be watched. MemoryError: out of memory"
+
+
+async def test_a_file_that_can_not_be_opened_is_logged_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("app.sqlite_file.INTERVAL", 0.01)
+    app = create_app(Settings(database_url=URL.create("sqlite+aiosqlite", database=str(tmp_path / "heroes.db"))))
+    await asyncio.to_thread(tmp_path.rmdir)
+    async with running(app) as client:
+        await asyncio.sleep(0.5)
+        assert (await client.get("/heroes/")).status_code == 503
+    assert messages_of(caplog, "app.sqlite_file") == [
+        "The database file can't be watched. OperationalError: unable to open database file"
+    ]
 
 
 @pytest.mark.chaos
