@@ -8,7 +8,7 @@ import asyncio
 import socket
 import sqlite3
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable, MutableMapping, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, MutableMapping, Sequence
 from contextlib import AsyncExitStack, closing
 from functools import partial
 from typing import Any, Self
@@ -169,13 +169,13 @@ class SQLiteCursor:
         """Enter the block."""
         return self
 
-    async def execute(self, statement: str, parameters: Iterable[Any] = ()) -> Self:
+    async def execute(self, statement: str, parameters: Sequence[Any] | Mapping[str, Any] = ()) -> Self:
         """Execute a statement and fetch its rows."""
-        return await self._run(lambda cursor: cursor.execute(statement, tuple(parameters)))
+        return await self._run(lambda cursor: cursor.execute(statement, parameters))
 
-    async def executemany(self, statement: str, parameters: Iterable[Iterable[Any]]) -> Self:
+    async def executemany(self, statement: str, parameters: Iterable[Sequence[Any] | Mapping[str, Any]]) -> Self:
         """Execute a statement with each of the parameter sets."""
-        return await self._run(lambda cursor: cursor.executemany(statement, map(tuple, parameters)))
+        return await self._run(lambda cursor: cursor.executemany(statement, parameters))
 
     async def _run(self, execute: Callable[[sqlite3.Cursor], object]) -> Self:
         def execute_and_fetch(cursor: sqlite3.Cursor) -> None:

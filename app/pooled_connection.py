@@ -42,15 +42,17 @@ class PooledConnection:
 
     @property
     def is_clean(self) -> bool:
-        """Whether nothing of what it was used for is left: a transaction, a statement, or options of the connection."""
-        return (
-            not self.expired
-            and not self.streamed
-            and not self.sync.invalidated
-            and self.sync.get_execution_options() is self.options
-            and not self.driver.is_closed()
-            and not self.driver.is_in_transaction()
-            and not self.is_busy()
+        """Whether it can be used again: it is open, and nothing of what it was used for is left."""
+        return not self.expired and not self.sync.invalidated and not self.driver.is_closed() and not self.has_leftovers
+
+    @property
+    def has_leftovers(self) -> bool:
+        """Whether it is open, and a transaction, a statement, or options of the connection are left of its use."""
+        return not self.driver.is_closed() and (
+            self.streamed
+            or self.sync.get_execution_options() is not self.options
+            or self.driver.is_in_transaction()
+            or self.is_busy()
         )
 
     def release(self) -> None:

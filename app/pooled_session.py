@@ -77,7 +77,7 @@ class PooledSession(Session):
             and self.autocommit
             and transaction.origin is SessionTransactionOrigin.AUTOBEGIN
             and not self.in_nested_transaction()
-            and (self.pooled is None or self.pooled.is_clean)
+            and (self.pooled is None or not self.pooled.has_leftovers)
         )
 
     def acquire_nowait(self) -> PooledConnection | None:

@@ -46,6 +46,16 @@ async def connection(tmp_path: Path) -> AsyncIterator[SQLiteConnection]:
         yield connection
 
 
+async def test_a_statement_of_the_driver_takes_parameters_by_name(connection: SQLiteConnection) -> None:
+    cursor = await connection.cursor().__aenter__()
+    await cursor.execute("SELECT :first, :second", {"second": 2, "first": 1})
+    assert await cursor.fetchall() == [(1, 2)]
+    await cursor.execute("CREATE TABLE named (x)")
+    await cursor.executemany("INSERT INTO named VALUES (:x)", [{"x": 1}, {"x": 2}])
+    await cursor.execute("SELECT x FROM named")
+    assert await cursor.fetchall() == [(1,), (2,)]
+
+
 async def test_a_statement_is_one_trip_to_the_thread(
     connection: SQLiteConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -382,6 +382,27 @@ class TestAutocommit:
             await session.exec(update(HEROES).values(age=9))
             assert await fetch_ages(url) == [9]
 
+    @pytest.mark.parametrize("is_lost", [True, False])
+    async def test_a_connection_that_is_lost_or_to_be_closed_does_not_keep_a_transaction_from_beginning(
+        self, sessionmaker: SessionMaker, url: URL, *, is_lost: bool
+    ) -> None:
+        async def lose_connection(session: AsyncSession) -> None:
+            await session.get(Hero, 1)
+            pooled = session.sync_session.pooled  # type: ignore[attr-defined]  # of this project's own class
+            await (pooled.driver.close() if is_lost else pooled.pool.disconnect())
+
+        async with sessionmaker(autocommit=True) as session:
+            await lose_connection(session)
+            async with session.begin():
+                session.add(deadpond(age=1))
+        async with sessionmaker(autocommit=True, read=True) as session:
+            assert isinstance(session, AsyncPooledSession)
+            await lose_connection(session)
+            session.allow_writes(sessionmaker.writes, autocommit=False)
+            session.add(deadpond(age=2))
+            await session.commit()
+        assert await fetch_ages(url) == [1, 2]
+
     async def test_a_core_statement_has_its_execution_options(self, sessionmaker: SessionMaker) -> None:
         options = {"schema_translate_map": {None: "nowhere"}}
         async with sessionmaker(autocommit=True) as session:
