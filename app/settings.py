@@ -82,7 +82,7 @@ class Settings(BaseSettings):
     """Seconds that a statement may run on Postgres."""
     migration_timeout: Seconds = 600
     """Seconds that `alembic upgrade` waits for another upgrade, and retries when blocked by a lock."""
-    migration_lock_timeout: Seconds = 1
+    migration_lock_timeout: Seconds = 2
     """Seconds that one try of an upgrade waits for a lock; requests queue behind it for as long."""
     migration_statement_timeout: Seconds = 15
     """Seconds that a statement of an upgrade may run on Postgres, and keep its lock."""

@@ -20,7 +20,8 @@ BACKOFF = (0.5, 30.0)  # seconds: the first and the longest pause between two tr
 
 RETRYABLE = {"40P01": "a deadlock", "55P03": "a lock"}
 OLDEST_TRANSACTIONS = text(
-    "SELECT format('  process %s (%s), open for %s s: %s', pid, coalesce(nullif(application_name, ''), 'unnamed'),"
+    "SELECT format('  process %s (%s), open for %s s: %s', pid,"
+    " coalesce(nullif(application_name, ''), nullif(backend_type, 'client backend'), 'unnamed'),"
     " coalesce(extract(epoch FROM now() - xact_start)::int::text, '?'), coalesce(state, 'another role'))"
     " FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
     " AND pid IN (SELECT pid FROM pg_locks WHERE locktype = 'virtualxid' AND granted) ORDER BY xact_start LIMIT 5"

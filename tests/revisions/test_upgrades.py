@@ -33,7 +33,7 @@ from tests.support.databases import Databases
 from tests.support.polling import wait_until
 from tests.support.processes import BIN, ROOT, TIMEOUT, environment, render_url, run
 from tests.support.project import copy_project
-from tests.support.sql import describe_schema, execute, fetch_value, run_in_transaction
+from tests.support.sql import describe_schema, execute, execute_autocommit, fetch_value, run_in_transaction
 
 INI = "docs/rename/alembic.ini"
 RENAME = ("-c", INI, "upgrade")
@@ -53,6 +53,7 @@ HOLDING = (
     "SELECT count(*) FROM pg_locks JOIN pg_database ON pg_database.oid = database"
     " WHERE locktype = 'advisory' AND datname = current_database()"
 )
+VACUUMING = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE relid = 'hero'::regclass"
 IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{}')"
 
 
@@ -382,6 +383,23 @@ class TestBlocked:
             postgres_databases.drop(url)
             execute(postgres, f"DROP ROLE {role}")
         assert_refused(result, "Gave up after 0.3 s", "(reports)")
+
+    def test_an_autovacuum_gives_way_to_an_upgrade(self, postgres: URL, postgres_url: URL) -> None:
+        slowly = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1"
+        often = "autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0"
+        execute(postgres_url, f"ALTER TABLE hero SET ({slowly}, {often})", HEROES_BY_NUMBER.format(20_000))
+        execute(postgres_url, "DELETE FROM hero WHERE id % 3 = 0")
+        naptime = "ALTER SYSTEM {} autovacuum_naptime"
+        execute_autocommit(postgres, naptime.format("SET") + " = 1")
+        execute_autocommit(postgres, "SELECT pg_reload_conf()")
+        try:
+            wait_until(lambda: fetch_value(postgres_url, VACUUMING) == 1)
+            result = try_alembic(postgres_url, *RENAME, "rename_1", MIGRATION_TIMEOUT="6", MIGRATION_LOCK_TIMEOUT="0.1")
+            assert_refused(result, "Gave up after 6 s: still blocked by a lock.", "(autovacuum worker)")
+            alembic(postgres_url, *RENAME, "rename_1", MIGRATION_TIMEOUT="6")
+        finally:
+            execute_autocommit(postgres, naptime.format("RESET"))
+            execute_autocommit(postgres, "SELECT pg_reload_conf()")
 
     def test_a_blocked_index_build_reports_the_invalid_index(self, postgres_url: URL, tmp_path: Path) -> None:
         arguments = write_revision(tmp_path, "online.create_index('ix_own', 'hero', ['secret_name'])")
