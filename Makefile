@@ -152,4 +152,4 @@ lock: install ## Lock the newest versions of the dependencies; needs Node
 	cd tests/clients && npm update --package-lock-only --no-audit --no-fund
 
 clean: ## Remove what the other targets created
-	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx .pgbouncer .coverage .coverage.* sbom.json database.db database.db-shm database.db-wal database.db.*.bak
+	rm -rf .venv .venv-bench .mypy_cache .pytest_cache .ruff_cache .hypothesis .schemathesis .nginx .pgbouncer .coverage .coverage.* sbom.json database.db database.db-shm database.db-wal database.db.*.bak*

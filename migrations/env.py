@@ -138,4 +138,8 @@ async def run_migrations_online() -> None:
 if context.is_offline_mode():
     run_migrations_offline()
 else:
-    asyncio.run(run_migrations_online())
+    try:
+        asyncio.run(run_migrations_online())
+    except KeyboardInterrupt:
+        kept = "Nothing was changed." if SQLITE else "Completed revisions and committed batches are kept."
+        raise CommandError(f"Interrupted. {kept} Run the same command again.") from None

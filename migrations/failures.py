@@ -21,5 +21,7 @@ def explain(error: SQLAlchemyError, outcome: str) -> str:
     statement = " ".join((cause.statement or "").split())[:200]
     remedy = "Fix the cause and run the same command again."
     if getattr(cause.orig, "sqlstate", None) == "57014":
-        remedy = "The statement timed out: choose a quieter time, or raise MIGRATION_STATEMENT_TIMEOUT."
+        remedy = (
+            "The statement was cancelled or has timed out: choose a quieter time, or raise MIGRATION_STATEMENT_TIMEOUT."
+        )
     return f"{message}{f' [{statement}]' if statement else ''}. {outcome} {remedy}"

@@ -57,10 +57,10 @@ def migration_lock(connection: Connection, timeout: float) -> Iterator[None]:
     try:
         yield
         connection.exec_driver_sql("COMMIT")
-    except BaseException:
+    except BaseException as error:
         with suppress(SQLAlchemyError):
             connection.exec_driver_sql("ROLLBACK")
-        if rollback_causes:
+        if rollback_causes and not isinstance(error, CommandError):
             raise rollback_causes[0] from None
         raise
 

@@ -101,7 +101,7 @@ def _drop_index(name: str, table_name: str) -> None:
 
 def _drop_invalid_index(name: str, table_name: str) -> None:
     try:
-        op.execute(f"SET lock_timeout = {context.config.attributes['limits']['lock_timeout']}")
+        _restore("lock_timeout")
         _drop_index(name, table_name)
     except DBAPIError:
         log.warning("The build left the invalid index %s: the next upgrade rebuilds it.", name)
@@ -128,12 +128,19 @@ def autocommit() -> Iterator[None]:
 @contextmanager
 def without_timeouts() -> Iterator[None]:
     """Allow a long statement that blocks nothing, and a long wait for its lock."""
-    limits = context.config.attributes["limits"]
     op.execute("SET statement_timeout = 0")
-    op.execute(f"SET lock_timeout = {limits['migration_timeout']}")
+    op.execute(f"SET lock_timeout = {context.config.attributes['limits']['migration_timeout']}")
     try:
         yield
     finally:
         with suppress(DBAPIError):  # a lost connection has no timeouts to restore
-            op.execute(f"SET statement_timeout = {limits['statement_timeout']}")
-            op.execute(f"SET lock_timeout = {limits['lock_timeout']}")
+            _restore("statement_timeout")
+            _restore("lock_timeout")
+
+
+def _restore(limit: str) -> None:
+    """Let a time limit be what the connection began with: `options` of the URL override the settings."""
+    if context.is_offline_mode():
+        op.execute(f"SET {limit} = {context.config.attributes['limits'][limit]}")
+    else:
+        op.execute(f"RESET {limit}")

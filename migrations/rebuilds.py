@@ -46,6 +46,8 @@ DEFINITIONS = (
 def guard_rebuilds(connection: Connection, revision: str) -> Iterator[None]:
     """Back the file up before the first table or column is dropped, and refuse a rebuild that loses something.
 
+    If the block fails, nothing was changed, and the backup is deleted.
+
     The block is part of a transaction, on a connection that does not enforce foreign keys: with `foreign_keys=ON`,
     dropping a table deletes the rows that refer to it.
 
@@ -60,11 +62,14 @@ def guard_rebuilds(connection: Connection, revision: str) -> Iterator[None]:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", LEFT_OUT)
             yield
-    except Warning as warning:
-        raise CommandError(LOSS.format("something: " + str(warning).rstrip("."))) from None
+        guard.check()
+    except BaseException as error:  # noqa: BLE001 - it is raised again, or what is behind it
+        guard.delete_backup()
+        if isinstance(error, Warning):
+            raise CommandError(LOSS.format("something: " + str(error).rstrip("."))) from None
+        raise guard.refusal or error from None
     finally:
         event.remove(Table, "column_reflect", guard.column_reflect)
-    guard.check()
 
 
 class RebuildGuard:
@@ -73,7 +78,8 @@ class RebuildGuard:
     def __init__(self, connection: Connection, revision: str) -> None:
         self._connection = connection
         self._revision = revision
-        self._backed_up = False
+        self._backup: Path | None = None
+        self.refusal: CommandError | None = None  # Alembic's cleanup after a failed backup may fail too, and hide it
         self._tables = _names(connection, "table")
         self._triggers = _names(connection, "trigger")
         self._orphans = _orphans(connection)
@@ -89,11 +95,14 @@ class RebuildGuard:
         dropped_from = table or _name(DROP_COLUMN, statement)
         if (
             dropped_from
-            and not self._backed_up
+            and self._backup is None
             and dropped_from not in _names(self._connection, "table") - self._tables
         ):
-            back_up(Path(self._connection.engine.url.database or ""), self._revision)
-            self._backed_up = True
+            try:
+                self._backup = back_up(Path(self._connection.engine.url.database or ""), self._revision)
+            except CommandError as error:
+                self.refusal = error
+                raise
         self._triggers.discard(_name(DROP_TRIGGER, statement) or "")
         if ALTER_TABLE.match(statement):
             # SQLite refuses to rename a table while views are broken, as those of a table that its copy replaces are.
@@ -104,6 +113,12 @@ class RebuildGuard:
         """Let a copy keep AUTOINCREMENT, which is not reflected. A revision's `table_kwargs` take precedence."""
         if _is_numbered(self._connection, table.name):
             table.kwargs["sqlite_autoincrement"] = True
+
+    def delete_backup(self) -> None:
+        """Delete the backup of a database that was not changed."""
+        if self._backup is not None:
+            self._backup.unlink(missing_ok=True)
+            log.info("Nothing was changed: deleted the backup.")
 
     def check(self) -> None:
         """Refuse what was lost, and let AUTOINCREMENT continue from the last id that it has given."""
@@ -121,7 +136,7 @@ class RebuildGuard:
                 self._connection.exec_driver_sql(ADD_SEQUENCE, (last_id, table))
 
 
-def back_up(file: Path, revision: str) -> None:
+def back_up(file: Path, revision: str) -> Path:
     """Copy the committed content of a file by SQLite's backup API. The copy gets its name when it is complete."""
     copy = file.with_name(f"{file.name}.{revision}.{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}.bak")
     part = copy.with_name(f"{copy.name}.part")
@@ -133,10 +148,12 @@ def back_up(file: Path, revision: str) -> None:
                 source.backup(target)
             part.rename(copy)
         finally:
-            part.unlink(missing_ok=True)
+            for left in (part, part.with_name(f"{part.name}-journal")):
+                left.unlink(missing_ok=True)
     except (OSError, sqlite3.Error) as error:
         raise CommandError(f"The database could not be backed up, so nothing was changed: {error}") from None
     log.info("Backed up the database to %s", copy)
+    return copy
 
 
 def _name(pattern: re.Pattern[str], statement: str) -> str | None:

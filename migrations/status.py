@@ -4,6 +4,7 @@ python -m migrations.status
 """
 
 import asyncio
+from pathlib import Path
 
 from alembic.script import Script, ScriptDirectory
 from sqlalchemy import Connection, inspect
@@ -14,16 +15,19 @@ from app.database import build_engine
 from app.main import load_script_directory
 from app.schema import read_revisions
 from app.settings import Settings
+from app.urls import is_sqlite
 
 
 async def main() -> None:
     """Print the status of the database.
 
     Raises:
-        SystemExit: the database does not answer.
+        SystemExit: the database does not answer, or there is none.
     """
     settings = Settings.from_environment()
     url = settings.migration_database_url or settings.database_url
+    if is_sqlite(url):
+        refuse_missing_file(Path(str(url.database)))
     engine = build_engine(url, {}, isolation_level="AUTOCOMMIT")
     try:
         async with engine.connect() as connection:
@@ -35,6 +39,12 @@ async def main() -> None:
     print(*describe(script, current), sep="\n")
     for index in invalid:
         print(f"invalid: {index}, left by an interrupted build. If its revision is pending, the upgrade rebuilds it.")
+
+
+def refuse_missing_file(path: Path) -> None:
+    """Raise `SystemExit` if there is no file: SQLite would create it."""
+    if not path.exists():
+        raise SystemExit(f"There is no file at {path}: 'alembic upgrade head' creates it.")
 
 
 def describe(script: ScriptDirectory, current: frozenset[str]) -> list[str]:

@@ -1,7 +1,9 @@
 """The status command: current and pending revisions, and what they lock."""
 
 import asyncio
+import re
 from collections.abc import Callable
+from pathlib import Path
 
 import asyncpg
 import pytest
@@ -38,7 +40,10 @@ def test_status_lists_pending_revisions_and_their_locks(empty_url: URL, status: 
     assert found.count("\nLocks: ") == found.count("\npending: ")
 
 
-def test_an_empty_database_has_all_revisions_pending_in_order(empty_url: URL, status: Callable[[URL], str]) -> None:
+def test_a_database_that_was_never_migrated_has_all_revisions_pending_in_order(
+    empty_url: URL, status: Callable[[URL], str]
+) -> None:
+    execute(empty_url, "CREATE TABLE theirs (id INTEGER)")
     found = status(empty_url)
     assert "current: none\n" in found
     pending = [line.split()[1] for line in found.splitlines() if line.startswith("pending: ")]
@@ -59,8 +64,19 @@ def test_a_database_of_a_newer_release_is_marked(url: URL, status: Callable[[URL
 
 
 def test_status_changes_nothing(empty_url: URL, status: Callable[[URL], str]) -> None:
+    execute(empty_url, "CREATE TABLE theirs (id INTEGER)")
     status(empty_url)
-    assert run_in_transaction(empty_url, lambda connection: connection.dialect.get_table_names(connection)) == []
+    tables = run_in_transaction(empty_url, lambda connection: connection.dialect.get_table_names(connection))
+    assert tables == ["theirs"]
+
+
+def test_a_file_that_is_not_there_is_reported_and_not_created(tmp_path: Path, status: Callable[[URL], str]) -> None:
+    path = tmp_path / "heroes.db"
+    with pytest.raises(
+        SystemExit, match=f"^There is no file at {re.escape(str(path))}: 'alembic upgrade head' creates it.$"
+    ):
+        status(URL.create("sqlite+aiosqlite", database=str(path)))
+    assert not path.exists()
 
 
 def test_an_invalid_index_is_listed(postgres_url: URL, status: Callable[[URL], str]) -> None:

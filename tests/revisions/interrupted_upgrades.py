@@ -40,6 +40,7 @@ from tests.support.sql import describe_schema, execute_autocommit, run_in_transa
 
 FORK = multiprocessing.get_context("fork")
 WORKERS = os.cpu_count() or 1
+FAILED = 255  # the status of an `alembic` that says why
 
 # What the catalogue knows of a finished upgrade beyond `describe_schema`.
 CATALOGUE_QUERIES = {
@@ -113,7 +114,7 @@ def recovers(template: URL, arguments: list[str], number: signal.Signals, at: in
     _, found = in_child(lambda: read_state(url))
     found = found or {}
     different = [name for name in expected if found.get(name) != expected[name]]
-    recovered = interrupted == -number and rerun == 0 and not different
+    recovered = interrupted == (FAILED if number is signal.SIGINT else -number) and rerun == 0 and not different
     print(f"{at}: interrupted: {interrupted}, rerun: {rerun}, different: {different}", flush=True)  # noqa: T201 - ditto
     drop(template, url)
     return recovered
@@ -138,11 +139,7 @@ def run_interrupted(url: URL, arguments: list[str], number: signal.Signals, at: 
     if is_sqlite(url):
         sys.addaudithook(pass_file_operation)
     os.environ["DATABASE_URL"] = render_url(url)
-    try:
-        run_alembic(arguments)
-    except KeyboardInterrupt:
-        signal.signal(signal.SIGINT, signal.SIG_DFL)  # as the interpreter does for an uncaught KeyboardInterrupt
-        signal.raise_signal(signal.SIGINT)
+    run_alembic(arguments)
     return passed
 
 

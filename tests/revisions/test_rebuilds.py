@@ -635,6 +635,28 @@ class TestBackup:
             assert connection.execute("SELECT count(*) FROM hero").fetchone() == (2,)
         assert not leftovers(first)
 
+    def test_an_upgrade_that_fails_leaves_no_backup(self, first: Path) -> None:
+        with opened(first) as connection:
+            connection.execute("INSERT INTO hero (name, secret_name) VALUES (hex(zeroblob(1500)), 'x')")
+        found = dump(first)
+        for _ in range(2):
+            with pytest.raises(CommandError, match="Rows of hero can't be served"):
+                upgrade(first)
+        assert (backups(first), leftovers(first)) == ([], [])
+        assert dump(first) == found
+
+    def test_a_backup_that_fails_is_reported_also_if_what_follows_fails_too(
+        self, first: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(*_: object) -> None:
+            raise CommandError("The database could not be backed up.")
+
+        upgrade(first)
+        drop = "op.execute('DROP TABLE hero')"
+        monkeypatch.setattr("migrations.rebuilds.back_up", refuse)
+        with pytest.raises(CommandError, match="could not be backed up"):
+            upgrade(first, ini=revise(first.parent, f"try:\n    {drop}\nfinally:\n    op.execute('fail')"))
+
     def test_a_restored_backup_can_be_upgraded(self, first: Path) -> None:
         upgrade(first)
         upgraded = sorted(dump(first))

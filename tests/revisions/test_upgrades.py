@@ -54,6 +54,7 @@ HOLDING = (
     " WHERE locktype = 'advisory' AND datname = current_database()"
 )
 VACUUMING = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE relid = 'hero'::regclass"
+INTERRUPTION = "Interrupted. Completed revisions and committed batches are kept. Run the same command again."
 IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{}')"
 
 
@@ -263,7 +264,11 @@ class TestKilled:
                 wait_until(lambda: fetch_value(url, WAITING) == 1)
                 assert fetch_value(url, HOLDING) == 1
                 killed.process.send_signal(number)
-                assert killed.end()[0] != 0
+                status, said = killed.end()
+            assert status != 0
+            if number == signal.SIGINT:
+                assert said.splitlines()[-1] == f"FAILED: {INTERRUPTION}"
+                assert "Traceback" not in said
             settings = {"MIGRATION_LOCK_TIMEOUT": "0.1", "MIGRATION_TIMEOUT": "30"}
             with started(url, tmp_path / "next", COMMAND, "upgrade", "head", **settings) as upgrade:
                 upgrade.wait_for("Blocked by a lock; retrying in")  # so it holds the migration lock
@@ -420,10 +425,34 @@ class TestBlocked:
         execute(url, f"{slowly} 'BEGIN PERFORM pg_sleep(60); RETURN $1; END'")
         before = describe_schema(url)
         result = try_alembic(url, "upgrade", "head", MIGRATION_STATEMENT_TIMEOUT="0.5")
-        assert_refused(result, "The statement timed out: choose a quieter time, or raise MIGRATION_STATEMENT_TIMEOUT.")
+        remedy = (
+            "The statement was cancelled or has timed out: choose a quieter time, or raise MIGRATION_STATEMENT_TIMEOUT."
+        )
+        assert_refused(result, remedy)
         assert "The database is at 0001; nothing of the failed revision remains" in result.stdout
         assert describe_schema(url) == before
         assert revision_of(url) == "0001"
+
+    def test_a_statement_that_is_cancelled_is_rolled_back(self, postgres_url: URL, tmp_path: Path) -> None:
+        long_timeouts = {"MIGRATION_LOCK_TIMEOUT": "300", "MIGRATION_STATEMENT_TIMEOUT": "300"}
+        with (
+            open_transaction(postgres_url, "SELECT * FROM hero"),
+            started(postgres_url, tmp_path / "log", COMMAND, *RENAME, "rename_1", **long_timeouts) as upgrade,
+        ):
+            wait_until(lambda: fetch_value(postgres_url, WAITING) == 1)
+            fetch_value(postgres_url, WAITING.replace("count(*)", "pg_cancel_backend(pid)"))
+            status, said = upgrade.end()
+        assert status != 0
+        assert "due to user request" in said
+        assert "The statement was cancelled or has timed out: " in said
+
+    def test_options_of_the_url_hold_after_an_online_operation(self, postgres_url: URL, tmp_path: Path) -> None:
+        show = "[op.get_bind().exec_driver_sql(f'SHOW {name}_timeout').scalar() for name in ('lock', 'statement')]"
+        arguments = write_revision(
+            tmp_path, "online.create_index('ix_own', 'hero', ['secret_name'])", f"print('limits:', *{show})"
+        )
+        url = postgres_url.update_query_dict({"options": "-c lock_timeout=7s -c statement_timeout=0"})
+        assert "limits: 7s 0\n" in alembic(url, *arguments)
 
     def test_a_statement_timeout_that_is_too_short_for_any_query_is_reported(self, half_postgres_url: URL) -> None:
         result = try_alembic(half_postgres_url, "upgrade", "head", MIGRATION_STATEMENT_TIMEOUT="0.001")
@@ -475,6 +504,21 @@ class TestFailures:
         assert len(heroes(url)) == number
         migrate(url)
         assert len(heroes(url)) == number
+
+    def test_a_disk_without_room_for_the_backup_is_reported_and_nothing_is_left(
+        self, sqlite_databases: Databases
+    ) -> None:
+        url = sqlite_databases.empty()
+        migrate(url, "0001")
+        execute(url, HEROES_BY_NUMBER.format(50_000))
+        file = Path(str(url.database))
+        before = sorted(file.parent.glob(f"{file.name}*"))
+        blocks = file.stat().st_size // 512 * 9 // 10  # room for the copy of the table, not for that of the file
+        command = f"ulimit -f {blocks} && exec alembic upgrade head"
+        result = run("sh", "-c", command, changes={"DATABASE_URL": render_url(url)})
+        assert_refused(result, "The database could not be backed up, so nothing was changed")
+        assert sorted(file.parent.glob(f"{file.name}*")) == before
+        assert revision_of(url) == "0001"
 
     def test_a_file_that_is_not_a_database_is_unchanged(self, tmp_path: Path) -> None:
         file = tmp_path / "database.db"
