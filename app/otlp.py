@@ -4,6 +4,7 @@ Only `telemetry.py` imports this, when a collector is configured: the packages a
 """
 
 import logging
+import os
 import time
 from collections.abc import Iterable
 from functools import cache
@@ -11,7 +12,7 @@ from threading import Thread
 from typing import Any
 from urllib.parse import parse_qsl, urlencode
 
-from opentelemetry import metrics, trace
+from opentelemetry import metrics, propagate, trace
 from opentelemetry.exporter.otlp.proto.http.metric_exporter import OTLPMetricExporter
 from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
 from opentelemetry.instrumentation.sqlalchemy import SQLAlchemyInstrumentor
@@ -21,6 +22,7 @@ from opentelemetry.sdk.resources import OTELResourceDetector, Resource
 from opentelemetry.sdk.trace import Event, ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import BatchSpanProcessor
 from opentelemetry.trace import ProxyTracerProvider, SpanContext
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from opentelemetry.trace.status import Status
 from pythonjsonlogger.core import RESERVED_ATTRS
 from sqlalchemy.ext.asyncio import AsyncEngine
@@ -71,6 +73,8 @@ class Exporter:
             self._providers.append(logger_provider)
             handler = LogRecordHandler(logger_provider)
         # Now that nothing can fail any more: a global provider stays.
+        if "OTEL_PROPAGATORS" not in os.environ:  # the default reads baggage too, and logs what it can't read
+            propagate.set_global_textmap(TraceContextTextMapPropagator())
         if self._traces:
             trace.set_tracer_provider(tracer_provider)
         if "metrics" in signals:

@@ -12,7 +12,8 @@ from app.log_config import parse_levels
 from app.security import Token, parse_tokens, read_tokens
 from app.urls import is_sqlite, parse_url, split_hosts
 
-ORIGIN = re.compile(r"\*|https?://[^/?#\s*]+")
+# As browsers send it: in ASCII, and without the default port.
+ORIGIN = re.compile(r"\*|(?!http://.*:80$|https://.*:443$)https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.ASCII)
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]")
 
 
@@ -42,8 +43,11 @@ Seconds = Annotated[float, Field(ge=0.001, le=2_147_483)]
 DatabaseURL = Annotated[URL, BeforeValidator(parse_url)]
 Origins = Annotated[
     tuple[str, ...],
-    from_text(split),
-    each_matches(ORIGIN, "an origin is a scheme and a host without a path, such as https://example.org"),
+    from_text(lambda text: split(text.lower())),
+    each_matches(
+        ORIGIN,
+        "an origin is a scheme and a host in ASCII, without a path, a user or the default port, such as https://example.org",
+    ),
 ]
 Hosts = Annotated[
     tuple[str, ...],

@@ -25,7 +25,8 @@ log = logging.getLogger(__name__)
 # Its own setup waits at the end for a collector that does not answer, and its log records contain exception messages.
 FASTAPI_TELEMETRY: TelemetryConfig = {"auto_configure": False, "logs": False}
 
-HEADER = re.compile(r"\s*[^\s=:]+\s*=")
+# What the SDK takes for a header. It logs any other, with its value.
+HEADER = re.compile(r"[!#-'*+.0-9A-Z^-z|~-]+[ \t]*=[ \t]*[ !#-+\-.-:<-\[\]-~]*")
 SIGNALS = ("traces", "metrics", "logs")
 
 _observed: list[tuple[Collection[ConnectionPool], Schema]] = []  # of each lifespan that runs in this process
@@ -83,8 +84,11 @@ def _is_requested(signal: str) -> bool:
     if protocol not in {"", "http/protobuf"}:
         raise ValueError("OTEL_EXPORTER_OTLP_PROTOCOL can be http/protobuf, which collectors accept on port 4318.")
     headers = _read(f"OTEL_EXPORTER_OTLP_{signal}_HEADERS", "OTEL_EXPORTER_OTLP_HEADERS")
-    if not all(HEADER.match(header) for header in headers.split(",") if header.strip()):  # else the SDK logs the key
-        raise ValueError("OTEL_EXPORTER_OTLP_HEADERS has to be a list such as name=value,other=value.")
+    if not all(HEADER.fullmatch(header.strip()) for header in headers.split(",") if header.strip()):
+        raise ValueError(
+            "OTEL_EXPORTER_OTLP_HEADERS has to be a list such as name=value,other=value, without quotes."
+            " In a value write , as %2C, ; as %3B and \\ as %5C."
+        )
     if urlsplit(endpoint).scheme not in {"http", "https"}:
         raise ValueError("OTEL_EXPORTER_OTLP_ENDPOINT has to be a URL such as http://localhost:4318.")
     return True

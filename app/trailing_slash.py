@@ -38,7 +38,9 @@ def other_spelling(path: str) -> str | None:
 def own_path(request: Request) -> str:
     """Return a request's path as the client wrote it, behind any root path; never with the Host header."""
     root, path = request.scope["root_path"], request.scope.get(CLIENT_PATH, request.scope["path"])
-    return quote(path if path.startswith(f"{root}/") else root + path)
+    if path.startswith(f"{root}/"):
+        path = path.removeprefix(root)
+    return quote(root.rstrip("/") + path)
 
 
 def location(request: Request, number: int) -> str:

@@ -1,5 +1,6 @@
 """URLs: the database URLs that the service supports."""
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -8,6 +9,7 @@ from sqlalchemy import URL, make_url
 from sqlalchemy.exc import ArgumentError
 
 PORTS = range(1, 2**16)
+HOST = re.compile(r"/.*|(?:[^\[\]:]*|\[[^\[\]]+\])(?::([0-9]+))?")  # a folder, or a name or an address and its port
 DRIVERS = {"sqlite": "sqlite+aiosqlite", "postgresql": "postgresql+asyncpg", "postgres": "postgresql+asyncpg"}
 
 # The parameters of a URL that asyncpg reads with libpq's meaning. Where a set of values follows, others are refused at
@@ -110,7 +112,11 @@ def _check_postgres(url: URL) -> None:
         if not isinstance(value, str) and name not in {"host", "port"}:
             raise ValueError(f"the parameter {name!r} is given twice")
     hosts, ports = _hosts_and_ports(url)
-    if ports != [""] and not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in ports):
+    found = [HOST.fullmatch(host) for host in hosts if not url.host]
+    if not all(found):
+        raise ValueError("a host is a name or an address, and may have a port; write an IPv6 address in brackets")
+    every_port = [match[1] for match in found if match and match[1]] + (ports if ports != [""] else [])
+    if not all(port.isascii() and port.isdigit() and int(port) in PORTS for port in every_port):
         raise ValueError(f"the port must be from {PORTS[0]} to {PORTS[-1]}")
     if len(ports) not in {1, len(hosts)}:
         raise ValueError("give one port, or one for each host")

@@ -110,6 +110,14 @@ async def test_the_error_says_why_each_host_was_not_used(relays: tuple[Relay, Re
         await connect(hosts(postgres, hanging.port, free_port()))
 
 
+@pytest.mark.parametrize("name", ["x" * 64, "xn--a..b"])
+async def test_a_name_that_can_be_none_is_not_used(relays: tuple[Relay, Relay], postgres: URL, name: str) -> None:
+    ports = f"{relays[0].port},{relays[0].port}"
+    url = postgres.set(drivername="postgresql", query={"host": f"{name},127.0.0.1", "port": ports})
+    await connect(Hosts(url, connect_to_server, TIMEOUT))
+    assert relays[0].accepted == 1
+
+
 async def test_a_host_in_another_role_is_not_used(relays: tuple[Relay, Relay], postgres: URL) -> None:
     url = postgres.set(query={"target_session_attrs": "standby"}, host="127.0.0.1", port=relays[0].port)
     with pytest.raises(asyncpg.ClientCannotConnectError, match="TargetServerAttributeNotMatched"):

@@ -40,6 +40,7 @@ class Traced:
     url: URL
     client: httpx.Client
     receiver: Receiver
+    log: Path
 
     def span_of(self, response: httpx.Response) -> Span:
         """Wait for the server span of a response, which comes after those inside it."""
@@ -84,7 +85,7 @@ def traced(postgres_databases: Databases, tmp_path_factory: pytest.TempPathFacto
         running_service(url, log, **limits, **receiver.settings) as service,
         httpx.Client(base_url=f"http://127.0.0.1:{service.port}", timeout=TIMEOUT) as client,
     ):
-        yield Traced(url, client, receiver)
+        yield Traced(url, client, receiver, log)
     postgres_databases.drop(url)
 
 
@@ -108,6 +109,11 @@ def test_the_trace_of_the_client_is_continued(traced: Traced) -> None:
     assert {each.trace_id for each in traced.descendants_of(span)} == {TRACE}
     assert response.headers["traceresponse"] == f"00-{TRACE}-{span.span_id}-01"
     assert not any(MARK.encode() in each for each in traced.receiver.requests)
+
+
+def test_baggage_of_the_client_is_not_read(traced: Traced) -> None:
+    traced.span_of(traced.client.get("/heroes/", headers={"baggage": f"{MARK} is no member, other"}))
+    assert MARK not in traced.log.read_text()
 
 
 def test_a_response_has_the_ids_of_the_trace_that_it_began(traced: Traced) -> None:
@@ -219,7 +225,7 @@ def test_a_log_line_has_the_ids_of_its_request_and_an_error_no_values(url: URL, 
         running_service(url, tmp_path / "log", **receiver.settings) as service,
         httpx.Client(base_url=f"http://127.0.0.1:{service.port}") as client,
     ):
-        traced = Traced(url, client, receiver)
+        traced = Traced(url, client, receiver, tmp_path / "log")
         responses = [client.post("/heroes/", json=DEADPOND | {"secret_name": MARK}) for _ in range(2)]
         assert responses[-1].status_code == code
         span = traced.span_of(responses[-1])

@@ -21,7 +21,7 @@ from bench.servers import CONTENDERS, OURS, Server
 from tests.support.heroes import DEADPOND
 from tests.support.processes import BIN, ROOT, free_port, render_url, run, server
 from tests.support.project import copy_project
-from tests.support.service import UVICORN
+from tests.support.service import UVICORN, running_service
 
 
 @pytest.mark.parametrize("command", ["uvicorn app.main:app", "fastapi dev", "fastapi run"])
@@ -86,6 +86,15 @@ class TestContainers:
         assert launch
         assert command
         assert json.loads(command[1]) == [*launch[1].split(), "--host", "0.0.0.0"]  # noqa: S104 - inside a container
+
+    def test_the_health_check_of_the_image_uses_no_proxy(self, sqlite_url: URL, tmp_path: Path) -> None:
+        check = re.search(r"^HEALTHCHECK .*\n +CMD (\[.*\])$", self.dockerfile, re.MULTILINE)
+        assert check
+        with running_service(sqlite_url, tmp_path / "log") as service:
+            command = [part.replace(":8000", f":{service.port}") for part in json.loads(check[1])]
+            proxy = f"http://127.0.0.1:{free_port()}"
+            result = run(*command, changes={"http_proxy": proxy, "HTTP_PROXY": proxy})
+        assert result.returncode == 0, result.stdout
 
     def test_the_image_does_not_run_as_root(self) -> None:
         assert re.search(r"^USER (?!root)", self.dockerfile, re.MULTILINE)

@@ -96,6 +96,30 @@ def test_settings_that_do_not_fit_the_database_are_refused(
 
 
 @pytest.mark.parametrize(
+    "origin",
+    [
+        "https://example.org/",
+        "https://example.org:443",
+        "http://example.org:80",
+        "https://bücher.de",
+        "https://user@a",
+        "https://a\\b",
+        "example.org",
+    ],
+)
+def test_an_origin_that_no_browser_sends_is_refused(monkeypatch: pytest.MonkeyPatch, origin: str) -> None:
+    monkeypatch.setenv("CORS_ORIGINS", origin)
+    with pytest.raises(SystemExit, match="CORS_ORIGINS"):
+        Settings.from_environment()
+
+
+def test_origins_are_in_lower_case_as_browsers_send_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    origins = ["https://example.org", "http://example.org:8080", "https://[::1]:8443", "http://xn--bcher-kva.de", "*"]
+    monkeypatch.setenv("CORS_ORIGINS", ",".join(origins).upper())
+    assert Settings.from_environment().cors_origins == tuple(origins)
+
+
+@pytest.mark.parametrize(
     "host", ["https://example.org", "example.org:8000", "*", "exa*mple.org", "*example.org", "[x]"]
 )
 def test_a_host_that_no_request_names_is_refused(monkeypatch: pytest.MonkeyPatch, host: str) -> None:

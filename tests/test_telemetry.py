@@ -51,6 +51,7 @@ def set_environment(monkeypatch: pytest.MonkeyPatch, environment: dict[str, str]
         (ENDPOINT | {"OTEL_TRACES_EXPORTER": "none"}, {"metrics", "logs"}),
         (ENDPOINT | {"OTEL_TRACES_EXPORTER": "otlp", "OTEL_EXPORTER_OTLP_PROTOCOL": "http/protobuf"}, {*SIGNALS}),
         ({"OTEL_EXPORTER_OTLP_TRACES_ENDPOINT": "https://example.org/v1/traces"}, {"traces"}),
+        (ENDPOINT | {"OTEL_EXPORTER_OTLP_HEADERS": "Authorization = Basic a2V5==, x-key=%22a%22,"}, {*SIGNALS}),
         (ENDPOINT | dict.fromkeys((f"OTEL_{signal.upper()}_EXPORTER" for signal in SIGNALS), "none"), set()),
     ],
 )
@@ -69,6 +70,12 @@ def test_a_signal_is_exported_if_it_has_an_endpoint_and_is_not_turned_off(
         ({"OTEL_METRICS_EXPORTER": "prometheus"}, "OTEL_METRICS_EXPORTER can be otlp or none"),
         ({"OTEL_EXPORTER_OTLP_ENDPOINT": "user:password@collector:4318"}, "has to be a URL such as"),
         ({"OTEL_EXPORTER_OTLP_HEADERS": "Authorization: Bearer password="}, "has to be a list such as name=value"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": '"api-key=password"'}, "has to be a list such as name=value"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": 'api-key="password"'}, "has to be a list such as name=value"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "api-key=password;x"}, "has to be a list such as name=value"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "api-key=pass\\word, other=x"}, "has to be a list such as name=value"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "api/key=password"}, "has to be a list such as name=value"),
+        ({"OTEL_EXPORTER_OTLP_HEADERS": "api-key=passwordé"}, "has to be a list such as name=value"),
         ({"OTEL_METRIC_EXPORT_INTERVAL": "-5"}, "ValueError"),
     ],
 )

@@ -137,6 +137,9 @@ async def test_a_literal_segment_is_not_the_value_of_a_path_parameter(client: ht
         ("/api", "/api/rows/", "/api/rows/"),
         ("/api", "/rows/", "/api/rows/"),
         ("/ro", "/rows/", "/ro/rows/"),
+        ("/api/", "/api//rows/", "/api/rows/"),
+        ("/", "//rows/", "/rows/"),
+        ("/", "/rows", "/rows"),
     ],
 )
 def test_the_own_path_of_a_request_has_its_root_path_once(root: str, path: str, own: str) -> None:
