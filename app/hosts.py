@@ -13,7 +13,7 @@ from app.urls import split_hosts
 # asyncpg reports that it was disconnected, depending on when that happens.
 CONNECT_ERRORS = (
     OSError,
-    UnicodeError,  # a name that can be none
+    UnicodeError,  # a name that DNS does not allow
     asyncpg.CannotConnectNowError,
     asyncpg.ConnectionDoesNotExistError,
     asyncpg.ProtocolViolationError,

@@ -73,7 +73,7 @@ class Exporter:
             self._providers.append(logger_provider)
             handler = LogRecordHandler(logger_provider)
         # Now that nothing can fail any more: a global provider stays.
-        if "OTEL_PROPAGATORS" not in os.environ:  # the default reads baggage too, and logs what it can't read
+        if not os.environ.get("OTEL_PROPAGATORS"):  # the default reads baggage too, and logs what it can't read
             propagate.set_global_textmap(TraceContextTextMapPropagator())
         if self._traces:
             trace.set_tracer_provider(tracer_provider)

@@ -152,6 +152,8 @@ class ConnectionPool:
 
     async def probe(self) -> None:
         """Raise `PoolUnavailableError` if an idle connection is silent, or requests wait and none becomes free."""
+        while self._idle and self._idle[-1].driver.is_closed():
+            self._start(self._idle.pop().close())
         pooled = self.acquire_nowait()
         if pooled is None:
             if self._slots.is_stalled:

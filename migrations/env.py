@@ -141,5 +141,7 @@ else:
     try:
         asyncio.run(run_migrations_online())
     except KeyboardInterrupt:
-        kept = "Nothing was changed." if SQLITE else "Completed revisions and committed batches are kept."
-        raise CommandError(f"Interrupted. {kept} Run the same command again.") from None
+        # It may have come during a COMMIT.
+        raise CommandError(
+            "Interrupted: 'alembic current' shows what was completed. Run the same command again."
+        ) from None

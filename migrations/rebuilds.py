@@ -14,6 +14,7 @@ from typing import Any
 
 from alembic.util import CommandError
 from sqlalchemy import Connection, Inspector, Table, event
+from sqlalchemy.engine import ExceptionContext
 from sqlalchemy.exc import OperationalError
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ DEFINITIONS = (
 def guard_rebuilds(connection: Connection, revision: str) -> Iterator[None]:
     """Back the file up before the first table or column is dropped, and refuse a rebuild that loses something.
 
-    If the block fails, nothing was changed, and the backup is deleted.
+    If the block or the COMMIT after it fails, nothing was changed, and the backup is deleted.
 
     The block is part of a transaction, on a connection that does not enforce foreign keys: with `foreign_keys=ON`,
     dropping a table deletes the rows that refer to it.
@@ -58,16 +59,19 @@ def guard_rebuilds(connection: Connection, revision: str) -> Iterator[None]:
     guard = RebuildGuard(connection, revision)
     event.listen(connection, "before_cursor_execute", guard.before_cursor_execute)
     event.listen(Table, "column_reflect", guard.column_reflect)
+    event.listen(connection.engine, "handle_error", guard.handle_error)
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("error", LEFT_OUT)
             yield
         guard.check()
-    except BaseException as error:  # noqa: BLE001 - it is raised again, or what is behind it
+    except BaseException as error:
         guard.delete_backup()
         if isinstance(error, Warning):
             raise CommandError(LOSS.format("something: " + str(error).rstrip("."))) from None
-        raise guard.refusal or error from None
+        if guard.refusal:
+            raise guard.refusal from None
+        raise
     finally:
         event.remove(Table, "column_reflect", guard.column_reflect)
 
@@ -113,6 +117,11 @@ class RebuildGuard:
         """Let a copy keep AUTOINCREMENT, which is not reflected. A revision's `table_kwargs` take precedence."""
         if _is_numbered(self._connection, table.name):
             table.kwargs["sqlite_autoincrement"] = True
+
+    def handle_error(self, failure: ExceptionContext) -> None:
+        """Delete the backup if the COMMIT fails. One that is only interrupted may succeed."""
+        if failure.statement == "COMMIT" and failure.sqlalchemy_exception:
+            self.delete_backup()
 
     def delete_backup(self) -> None:
         """Delete the backup of a database that was not changed."""

@@ -111,7 +111,9 @@ async def test_the_error_says_why_each_host_was_not_used(relays: tuple[Relay, Re
 
 
 @pytest.mark.parametrize("name", ["x" * 64, "xn--a..b"])
-async def test_a_name_that_can_be_none_is_not_used(relays: tuple[Relay, Relay], postgres: URL, name: str) -> None:
+async def test_a_host_whose_name_dns_does_not_allow_is_not_used(
+    relays: tuple[Relay, Relay], postgres: URL, name: str
+) -> None:
     ports = f"{relays[0].port},{relays[0].port}"
     url = postgres.set(drivername="postgresql", query={"host": f"{name},127.0.0.1", "port": ports})
     await connect(Hosts(url, connect_to_server, TIMEOUT))

@@ -24,6 +24,7 @@ from tests.support.backends import count_backends, terminate_backends, wait_for_
 from tests.support.locks import async_write_lock
 from tests.support.polling import wait_until_async
 from tests.support.processes import TIMEOUT
+from tests.support.relay import relay
 from tests.support.sql import execute_autocommit, fetch_value
 
 INSERT = "INSERT INTO hero (name, secret_name) VALUES ('Deadpond', 'Dive Wilson')"
@@ -477,3 +478,17 @@ async def test_a_pool_with_a_fallback_does_not_wait_for_a_server_that_grants_no_
                 await pool.acquire()
             assert pool.free == 1
             await pool.close()
+
+
+async def test_a_probe_asks_a_connection_that_is_open(postgres_url: URL, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(app.pool, "PROBE_TIMEOUT", 0.2)
+    with relay(postgres_url) as opened:
+        async with open_pool(opened.url, size=2) as pool:
+            first, second = await pool.acquire(), await pool.acquire()
+            pool.release(first)
+            pool.release(second)
+            await pool.probe()
+            second.driver.terminate()
+            opened.silence()
+            with pytest.raises(PoolUnavailableError, match="does not answer"):
+                await pool.probe()

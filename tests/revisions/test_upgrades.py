@@ -31,6 +31,7 @@ from tests.support.alembic_commands import HEAD, SCRIPT, alembic, migrate, try_a
 from tests.support.app_client import running
 from tests.support.databases import Databases
 from tests.support.polling import wait_until
+from tests.support.postgres_server import running_postgres
 from tests.support.processes import BIN, ROOT, TIMEOUT, environment, render_url, run
 from tests.support.project import copy_project
 from tests.support.sql import describe_schema, execute, execute_autocommit, fetch_value, run_in_transaction
@@ -54,7 +55,7 @@ HOLDING = (
     " WHERE locktype = 'advisory' AND datname = current_database()"
 )
 VACUUMING = "SELECT count(*) FROM pg_stat_progress_vacuum WHERE relid = 'hero'::regclass"
-INTERRUPTION = "Interrupted. Completed revisions and committed batches are kept. Run the same command again."
+INTERRUPTION = "Interrupted: 'alembic current' shows what was completed. Run the same command again."
 IS_VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = to_regclass('{}')"
 
 
@@ -389,22 +390,20 @@ class TestBlocked:
             execute(postgres, f"DROP ROLE {role}")
         assert_refused(result, "Gave up after 0.3 s", "(reports)")
 
-    def test_an_autovacuum_gives_way_to_an_upgrade(self, postgres: URL, postgres_url: URL) -> None:
+    def test_an_autovacuum_gives_way_to_an_upgrade(self) -> None:
         slowly = "autovacuum_vacuum_cost_delay = 100, autovacuum_vacuum_cost_limit = 1"
         often = "autovacuum_vacuum_threshold = 0, autovacuum_vacuum_scale_factor = 0"
-        execute(postgres_url, f"ALTER TABLE hero SET ({slowly}, {often})", HEROES_BY_NUMBER.format(20_000))
-        execute(postgres_url, "DELETE FROM hero WHERE id % 3 = 0")
-        naptime = "ALTER SYSTEM {} autovacuum_naptime"
-        execute_autocommit(postgres, naptime.format("SET") + " = 1")
-        execute_autocommit(postgres, "SELECT pg_reload_conf()")
-        try:
-            wait_until(lambda: fetch_value(postgres_url, VACUUMING) == 1)
-            result = try_alembic(postgres_url, *RENAME, "rename_1", MIGRATION_TIMEOUT="6", MIGRATION_LOCK_TIMEOUT="0.1")
+        with running_postgres() as server:
+            url = server.url
+            execute_autocommit(url, "ALTER SYSTEM SET autovacuum_naptime = 1")
+            execute_autocommit(url, "SELECT pg_reload_conf()")
+            migrate(url)
+            execute(url, f"ALTER TABLE hero SET ({slowly}, {often})", HEROES_BY_NUMBER.format(20_000))
+            execute(url, "DELETE FROM hero WHERE id % 3 = 0")
+            wait_until(lambda: fetch_value(url, VACUUMING) == 1)
+            result = try_alembic(url, *RENAME, "rename_1", MIGRATION_TIMEOUT="6", MIGRATION_LOCK_TIMEOUT="0.1")
             assert_refused(result, "Gave up after 6 s: still blocked by a lock.", "(autovacuum worker)")
-            alembic(postgres_url, *RENAME, "rename_1", MIGRATION_TIMEOUT="6")
-        finally:
-            execute_autocommit(postgres, naptime.format("RESET"))
-            execute_autocommit(postgres, "SELECT pg_reload_conf()")
+            alembic(url, *RENAME, "rename_1", MIGRATION_TIMEOUT="6")
 
     def test_a_blocked_index_build_reports_the_invalid_index(self, postgres_url: URL, tmp_path: Path) -> None:
         arguments = write_revision(tmp_path, "online.create_index('ix_own', 'hero', ['secret_name'])")
@@ -500,6 +499,7 @@ class TestFailures:
         command = f"ulimit -f {blocks} && exec alembic upgrade head"
         result = run("sh", "-c", command, changes={"DATABASE_URL": render_url(url)})
         assert_refused(result, "disk", "Nothing was changed.")
+        assert list(Path(str(url.database)).parent.glob(f"{Path(str(url.database)).name}*.bak*")) == []
         assert revision_of(url) == "0001"
         assert len(heroes(url)) == number
         migrate(url)
