@@ -152,8 +152,7 @@ class ConnectionPool:
 
     async def probe(self) -> None:
         """Raise `PoolUnavailableError` if an idle connection is silent, or requests wait and none becomes free."""
-        while self._idle and self._idle[-1].driver.is_closed():
-            self._start(self._idle.pop().close())
+        self._drop_lost()
         pooled = self.acquire_nowait()
         if pooled is None:
             if self._slots.is_stalled:
@@ -200,11 +199,9 @@ class ConnectionPool:
         try:
             if self._schema:
                 await self._schema.require()  # it may have changed during the wait
-            while self._idle:
-                pooled = self._idle.pop()
-                if not pooled.driver.is_closed():
-                    return pooled
-                self._start(pooled.close())
+            self._drop_lost()
+            if self._idle:
+                return self._idle.pop()
             # It is not cancelled with the request: SQLAlchemy would leave the socket of half a connect open.
             opening = self._start(connect(self))
             return await asyncio.shield(opening)
@@ -232,6 +229,11 @@ class ConnectionPool:
         is_lost = error.is_disconnect and isinstance(error.original_exception, Exception)  # a cancellation is no loss
         if is_lost or (is_too_many_connections(error.sqlalchemy_exception) and self.size > 1):
             self._close_idle()
+
+    def _drop_lost(self) -> None:
+        """Let the idle connection that is handed out next be one that is open."""
+        while self._idle and self._idle[-1].driver.is_closed():
+            self._start(self._idle.pop().close())
 
     def _close_idle(self) -> None:
         while self._idle:

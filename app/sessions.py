@@ -54,11 +54,9 @@ class SessionMaker:
         """Create the pools. The times are in seconds."""
         self.database = database
         unchecked = partial(ConnectionPool, queue_size=queue_size, queue_timeout=queue_timeout)
-        # A connection beside those for requests, so that a health check never queues behind them.
-        # The check of the capacity at the start uses it too.
-        self._probes = ConnectionPool(
-            database.reads, name="probes", size=1, queue_size=1, queue_timeout=CONNECT_TIMEOUT
-        )
+        # A connection beside those for requests, so that a health check never queues behind them. Their
+        # bounds do not hold for it: one check may wait for another, that of the capacity at the start.
+        self._probes = unchecked(database.reads, name="probes", size=1, queue_size=1, queue_timeout=CONNECT_TIMEOUT)
         self.schema = Schema(self._probes.connection, script)
         checked = partial(unchecked, schema=self.schema)
         shared = database.writes is database.reads  # one engine, as on Postgres

@@ -13,7 +13,7 @@ from app.security import Token, parse_tokens, read_tokens
 from app.urls import is_sqlite, parse_url, split_hosts
 
 # As browsers send it: in ASCII, and without the default port.
-ORIGIN = re.compile(r"\*|(?!http://.*:80$|https://.*:443$)https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?", re.ASCII)
+ORIGIN = re.compile(r"\*|(?!http://.*:80$|https://.*:443$)https?://([a-z0-9_.-]+|\[[0-9a-f:.]+\])(:[0-9]+)?")
 HOST = re.compile(r"(\*\.)?[A-Za-z0-9_.-]+|\[[0-9A-Fa-f:.]+\]")
 
 

@@ -79,9 +79,8 @@ class SQLiteFile:
             try:
                 await self._watch_one()
             except Exception as error:  # noqa: BLE001 - whatever it is, the file has to be watched
-                is_expected = isinstance(error, SQLAlchemyError)
-                if not (is_expected and self._is_another()):
-                    self._warn("The database file can't be watched", error, is_expected=is_expected)
+                if not (isinstance(error, SQLAlchemyError) and self._is_another()):
+                    self._warn("The database file can't be watched", error)
                 await self._pause()
 
     async def _watch_one(self) -> None:
@@ -167,14 +166,15 @@ class SQLiteFile:
                 if busy or pages != copied:
                     return False
         except SQLAlchemyError as error:
-            self._warn("The write-ahead log can't be truncated", error, is_expected=True)
+            self._warn("The write-ahead log can't be truncated", error)
             return False
         return True
 
-    def _warn(self, what: str, error: Exception, *, is_expected: bool) -> None:
+    def _warn(self, what: str, error: Exception) -> None:
+        """Log an error, unless the same was logged just before. One that is not the database's has its traceback."""
         message = f"{what}. {type(error).__name__}: {getattr(error, 'orig', error)}"
         if message != self._warned or time.monotonic() - self._warned_at > WARNING_INTERVAL:
-            log.warning("%s", message, exc_info=None if is_expected else error)
+            log.warning("%s", message, exc_info=None if isinstance(error, SQLAlchemyError) else error)
             self._warned, self._warned_at = message, time.monotonic()
 
 

@@ -112,7 +112,7 @@ def _check_postgres(url: URL) -> None:
         if not isinstance(value, str) and name not in {"host", "port"}:
             raise ValueError(f"the parameter {name!r} is given twice")
     hosts, ports = _hosts_and_ports(url)
-    found = [HOST.fullmatch(host) for host in hosts if not url.host]
+    found = [] if url.host else [HOST.fullmatch(host) for host in hosts]
     if not all(found):
         raise ValueError("a host is a name or an address, and may have a port; write an IPv6 address in brackets")
     every_port = [match[1] for match in found if match and match[1]] + (ports if ports != [""] else [])
